@@ -1,0 +1,6 @@
+"""When a prediction is explained: Lightning callbacks."""
+
+from litcam.callbacks.grad_cam import GradCAM
+from litcam.callbacks.wandb_logger import WandbLogger
+
+__all__ = ["GradCAM", "WandbLogger"]

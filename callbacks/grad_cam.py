@@ -1,0 +1,316 @@
+"""Heatmaps of where the network looks, out of the validation forward itself, at every epoch."""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+
+from litcam.callbacks.heatmap_views import Explained, Names, draw_views, find_views
+from litcam.callbacks.image_logging import current_step, log_images, picture_folder
+from litcam.callbacks.recorder import Recorder
+from litcam.callbacks.shown_images import Pixels, ShownImages, find_dataset, find_labels
+from litcam.explain import CAM
+from litcam.explain.methods import find_method
+
+log = logging.getLogger("lightning.pytorch.callbacks.litcam")
+
+P = ParamSpec("P")
+
+
+def _never_kills(
+    hook: Callable[Concatenate["GradCAM", P], None],
+) -> Callable[Concatenate["GradCAM", P], None]:
+    """A picture is never worth a training run: what fails is said once, and drawing stops."""
+
+    @functools.wraps(hook)
+    def guarded(self: "GradCAM", *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            hook(self, *args, **kwargs)
+        except Exception as error:
+            self._close()
+            self._disabled = True
+            self._notes.append(_give_up(error))
+
+    return guarded
+
+
+class GradCAM(Callback):
+    """Explains validation images in their own forward and logs the heatmaps, every epoch.
+
+    Works with no argument on any LightningModule that classifies images: it finds the network and
+    its target layer and says which. No forward is run twice, and training stays bitwise the same.
+    Pictures go to Weights & Biases and TensorBoard where such a logger is used, as
+    `val/gradcam/<view>`, and into the folder `gradcam` of the run.
+
+    Args:
+        num_images: how many images are shown, spread evenly over the validation set.
+        method: a name in `litcam.explain.METHODS`.
+        network: dotted name of the network in the LightningModule; by default the outermost
+            module that takes the images.
+        target_layer: dotted name of the layer; by default found and checked.
+        classes: one view each: `"predicted"`, `"true"`, a class name or a class number.
+        indices: dataset indices of the images to show, instead of `num_images`.
+        every_n_epochs: draw at every n-th validation epoch only.
+        mean: normalisation of the images, where it cannot be found.
+        std: the same.
+        name: in log keys and of the folder; two such callbacks need two names.
+
+    Raises:
+        ValueError: an argument is out of range, or a name does not exist (at the start of a run).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[GradCAM()], logger=False)
+    """
+
+    def __init__(
+        self,
+        num_images: int = 8,
+        method: str = "gradcam",
+        *,
+        network: str = "",
+        target_layer: str = "",
+        classes: Sequence[str | int] = ("predicted", "true"),
+        indices: Sequence[int] = (),
+        every_n_epochs: int = 1,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        name: str = "gradcam",
+    ) -> None:
+        for argument, value in (("num_images", num_images), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise ValueError(f"{argument} must be at least 1, got {value}")
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std must be of one length, got {mean} and {std}")
+        if not classes:
+            raise ValueError("classes must name a view: predicted, true, a class name or number")
+        find_method(method)
+        self.num_images, self.method, self.classes = num_images, method, tuple(classes)
+        self.network, self.target_layer, self.name = network, target_layer, name
+        self.indices, self.every_n_epochs = tuple(indices), every_n_epochs
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._said: set[str] = set()
+        self._forget()
+
+    # The run
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Looks up the given names, so that a misspelt one stops the run before it starts."""
+        self._forget()
+        self._folder = picture_folder(trainer, self.name)
+        self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
+        strategy = type(trainer.strategy).__name__
+        if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
+            self._disabled = True
+            rank_zero_info(f"GradCAM is off under {strategy}: its maps are untested there")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves nothing of the network behind."""
+        self._close()
+        self._forget()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Takes the hooks off."""
+        self._close()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the last epoch's images."""
+        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
+        self._active = due and not trainer.sanity_checking
+        self._explained, self._seen = [], {}
+
+    @_never_kills
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Puts the hooks on where the batch holds images to show."""
+        if self._disabled or not self._active:
+            return
+        loader, shown = self._choose_images(trainer, dataloader_idx)
+        seen = self._seen.setdefault(dataloader_idx, set())
+        self._positions = shown.find(batch, batch_idx, loader, seen)
+        if not self._positions:
+            return
+        assert self._recorder is not None
+        self._recorder.start()
+
+    @_never_kills
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes the hooks off and makes the maps."""
+        positions, self._positions = self._positions, {}
+        if not positions or self._recorder is None:
+            return
+        cam, problem = self._recorder.stop(find_labels(batch))
+        if cam is None:
+            self._notes.append(problem)
+            return
+        self._explain(trainer, cam, batch, positions, dataloader_idx)
+        cam.release()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws and logs what was explained, on rank zero."""
+        if not self._active:
+            return
+        # Every process comes here, whatever failed before: this is the one collective.
+        parts = _gather(trainer, (self._explained, self._notes, self._choice))
+        self._explained, self._notes = [], []
+        if trainer.is_global_zero:
+            self._report(parts)
+            self._log(trainer, [image for part in parts for image in part[0]])
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    # Its parts
+
+    def _forget(self) -> None:
+        """Everything that belongs to one run."""
+        self._recorder: Recorder | None = None
+        self._active = self._disabled = False
+        self._positions: dict[int, int] = {}
+        self._explained: list[Explained] = []
+        self._shown: dict[int, tuple[Any, ShownImages]] = {}
+        self._seen: dict[int, set[int]] = {}
+        self._notes: list[str] = []
+        self._choice = ""
+
+    def _close(self) -> None:
+        self._positions = {}
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _choose_images(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
+        if index not in self._shown:
+            loaders, batches = _loaders(trainer)
+            loader = loaders[index]
+            shown = ShownImages.choose(
+                trainer, loader, batches[index], self.indices, self.num_images
+            )
+            self._shown[index] = loader, shown
+        return self._shown[index]
+
+    def _explain(
+        self,
+        trainer: pl.Trainer,
+        cam: CAM,
+        batch: Any,
+        positions: dict[int, int],
+        dataloader_idx: int,
+    ) -> None:
+        """Makes the maps of the shown images of one batch and takes them off the device."""
+        assert cam.logits is not None and cam.images is not None and cam.target_layer is not None
+        assert self._recorder is not None
+        loader, shown = self._choose_images(trainer, dataloader_idx)
+        names = Names.find(trainer, find_dataset(loader))
+        labels = find_labels(batch)
+        views, problems = find_views(self.classes, names, cam.logits, labels)
+        self._notes += problems
+        if not views:
+            return
+        rows = list(positions)
+        maps = cam(torch.stack(list(views.values()), 1))[rows].cpu().numpy()
+        pixels = Pixels.find(trainer, cam.network, loader, (self.mean, self.std))
+        photos = pixels.to_pixels(cam.images[rows])
+        probabilities = cam.logits.detach()[rows].float().softmax(1).cpu().numpy()
+        layer = f"{self._recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
+        made_by = {"layer": layer, "grid": list(cam.target_layer.grid), "method": self.method}
+        for place, row in enumerate(rows):
+            self._explained.append(
+                Explained(
+                    index=positions[row],
+                    dataloader_idx=dataloader_idx,
+                    photo=photos[place],
+                    maps=maps[place],
+                    views={view: int(classes[row]) for view, classes in views.items()},
+                    label=None if labels is None else int(labels[row]),
+                    probabilities=probabilities[place],
+                    made_by=made_by,
+                )
+            )
+        self._seen[dataloader_idx] |= set(positions.values())
+        order = (
+            "by dataset index" if shown.by_index else "the first that pass: their index is unknown"
+        )
+        self._choice = (
+            f"GradCAM explains {type(cam.network).__name__} at {layer} "
+            f"({'x'.join(map(str, cam.target_layer.grid))}): {cam.target_layer.reason}; shows "
+            f"{len(shown.indices) or shown.num_images} images, {order}; pixels by {pixels.source}"
+        )
+
+    def _report(self, parts: Sequence[tuple[list[Explained], list[str], str]]) -> None:
+        """Says once what was chosen, and every new problem."""
+        choice = next((part[2] for part in parts if part[2]), "")
+        if choice and choice not in self._said:
+            self._said.add(choice)
+            log.info(choice)
+        explained = [image for part in parts for image in part[0]]
+        notes = [note for part in parts for note in part[1]]
+        for problem in dict.fromkeys(image.problem for image in explained if image.problem):
+            which = [image.index for image in explained if image.problem == problem]
+            notes.append(f"has {len(which)} of {len(explained)} images whose {problem}: {which}")
+        for note in dict.fromkeys(notes):
+            kind = note.split(":")[0]
+            if kind not in self._said:
+                self._said.add(kind)
+                log.warning(f"GradCAM {note}")
+
+    def _log(self, trainer: pl.Trainer, explained: list[Explained]) -> None:
+        if self._disabled or not explained:
+            return
+        try:
+            epoch, step = trainer.current_epoch, current_step(trainer)
+            names = {
+                index: Names.find(trainer, find_dataset(loader))
+                for index, loader in enumerate(_loaders(trainer)[0])
+            }
+            prefix = f"{'test' if trainer.testing else 'val'}/{self.name}"
+            views = draw_views(explained, names, prefix, f"epoch {epoch}, step {step}")
+            log_images(trainer, views, self._folder)
+        except Exception as error:
+            self._disabled = True
+            log.warning(f"GradCAM {_give_up(error)}")
+
+
+def _give_up(error: Exception) -> str:
+    return f"stops, training goes on ({type(error).__name__}: {error})"
+
+
+def _loaders(trainer: pl.Trainer) -> tuple[list[Any], Sequence[float]]:
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    flat = CombinedLoader(loaders, "sequential").flattened
+    return flat, batches
+
+
+Part = TypeVar("Part")
+
+
+def _gather(trainer: pl.Trainer, part: Part) -> list[Part]:
+    """Every process's part on rank zero, and nothing elsewhere."""
+    if trainer.world_size == 1 or not torch.distributed.is_initialized():
+        return [part]
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.gather_object(part, parts if trainer.is_global_zero else None)
+    return parts if trainer.is_global_zero else []

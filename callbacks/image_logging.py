@@ -1,0 +1,129 @@
+"""Where pictures go: Weights & Biases, TensorBoard and a folder.
+
+A new place is one function here and its line in `log_images`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from litcam.explain.figures import Picture, panel, sheet
+
+
+@dataclass
+class LoggedImage:
+    """A picture of one or more tiles side by side.
+
+    Attributes:
+        tiles: uint8 `(height, width, 3)`, of one height.
+        titles: a short title for each tile.
+        caption: the line under the picture.
+        name: the stem of its file, the same at every epoch.
+        facts: what made it, as plain values.
+    """
+
+    tiles: Sequence[Picture]
+    titles: Sequence[str]
+    caption: str
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def picture(self) -> Picture:
+        """The tiles side by side."""
+        return panel(self.tiles)
+
+
+Views = Mapping[str, Sequence[LoggedImage]]
+
+
+def current_step(trainer: pl.Trainer) -> int:
+    """The step at which Lightning logs this validation's own metrics.
+
+    `trainer.global_step` is one ahead of it; the attribute is private, hence the fallback.
+    """
+    loop = getattr(trainer.fit_loop, "epoch_loop", None)
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+
+
+def picture_folder(trainer: pl.Trainer, name: str) -> Path:
+    """`name` in the run's folder. Asks every process: `trainer.log_dir` is a collective."""
+    return Path(trainer.log_dir or trainer.default_root_dir) / name
+
+
+def log_images(trainer: pl.Trainer, views: Views, folder: Path) -> None:
+    """Sends pictures to every place there is: on rank zero, once a validation.
+
+    Args:
+        trainer: its loggers are used, each at Lightning's own step of this validation.
+        views: log key, such as `val/gradcam/predicted`, to its pictures. Keys stay the same from
+            epoch to epoch.
+        folder: where files are written.
+    """
+    if trainer.fast_dev_run:
+        return
+    step = current_step(trainer)
+    _to_folder(views, folder, trainer.current_epoch, step)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            _to_wandb(logger, views, trainer.current_epoch, step)
+        elif isinstance(logger, TensorBoardLogger):
+            _to_tensorboard(logger, views, step)
+
+
+def _to_wandb(logger: WandbLogger, views: Views, epoch: int, step: int) -> None:
+    """One record: two calls would be two stops of the slider."""
+    import wandb
+
+    record: dict[str, Any] = {
+        key: [
+            # uint8 and JPEG: a float image turns black, PNG takes eleven times as long.
+            wandb.Image(image.picture, caption=image.caption, file_type="jpg")
+            for image in images
+        ]
+        for key, images in views.items()
+    }
+    logger.experiment.log({**record, "epoch": epoch, "trainer/global_step": step})
+
+
+def _to_tensorboard(logger: TensorBoardLogger, views: Views, step: int) -> None:
+    for key, images in views.items():
+        for image in images:
+            tag = f"{key}/{image.name}"
+            logger.experiment.add_image(tag, np.asarray(image.picture), step, dataformats="HWC")
+            logger.experiment.add_text(tag, image.caption, step)
+
+
+def _to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
+    """Pictures by epoch, and a JSON line each, flushed at once so that a kill loses nothing."""
+    place = folder / f"epoch-{epoch:03d}-step-{step:06d}"
+    place.mkdir(parents=True, exist_ok=True)
+    with (folder / "images.jsonl").open("a", encoding="utf-8") as lines:
+        for key, images in views.items():
+            view = key.split("/", 2)[-1].replace("/", "-")
+            for image in images:
+                path = place / f"{view}-{image.name}.jpg"
+                Image.fromarray(image.picture).save(path, quality=92)
+                row = {"file": f"{place.name}/{path.name}", "key": key, "epoch": epoch}
+                row |= {"step": step, "caption": image.caption, **image.facts}
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
+    # On one sheet: the first view's tiles, then only the last tile of each other view.
+    together = [
+        [
+            (tile, title)
+            for image, first in zip(images, (0, *[-1] * len(images)), strict=False)
+            for tile, title in list(zip(image.tiles, image.titles, strict=True))[first:]
+        ]
+        for images in zip(*views.values(), strict=False)
+    ]
+    if together:
+        rows, titles = ([[cell[i] for cell in row] for row in together] for i in (0, 1))
+        Image.fromarray(sheet(rows, titles)).save(place / "sheet.jpg", quality=92)

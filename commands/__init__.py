@@ -1,0 +1,35 @@
+"""One file a command of the `litcam` program."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line in `litcam --help`, and what runs the words after its name."""
+
+    summary: str
+    run: Callable[[Sequence[str]], None]
+
+
+def _run(module: str, function: str, *first: str, rest: Sequence[str] = ()) -> None:
+    # Imported when it runs: torch and Lightning take seconds, `litcam --help` should not.
+    getattr(import_module(f"litcam.commands.{module}"), function)([*first, *rest])
+
+
+def _command(summary: str, module: str, function: str, *first: str) -> Command:
+    run = partial(_run, module, function, *first)
+    return Command(summary, lambda rest: run(rest=rest))
+
+
+COMMANDS = {
+    "demo": _command("train on generated images and watch, in three minutes", "demo", "demo"),
+    "fit": _command("train: litcam fit --config finetune_resnet34.yaml", "training", "run", "fit"),
+    "validate": _command("measure and explain a checkpoint", "training", "run", "validate"),
+    "test": _command("the same on the test images", "training", "run", "test"),
+    "predict": _command("name what is on images", "training", "run", "predict"),
+}

@@ -1,0 +1,1 @@
+r"""Experiments as data: YAML files for \`litcam fit --config\`."""

@@ -1,0 +1,6 @@
+"""What it is trained on."""
+
+from litcam.datamodules.imagenet import ImageNetDataModule
+from litcam.datamodules.synthetic import SyntheticDataModule
+
+__all__ = ["ImageNetDataModule", "SyntheticDataModule"]

@@ -1,0 +1,125 @@
+"""The dataset of images in folders, and what their classes are called."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from timm.data import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import make_dataset
+
+from litcam.datamodules.layouts import EXTENSIONS, check_known, is_image
+from litcam.datamodules.transforms import read_image
+
+
+class FolderDataset(Dataset[dict[str, Tensor]]):
+    """Images of one split, as dicts of ``image`` ``(3, height, width)``, ``label`` and ``index``.
+
+    Attributes:
+        folder: Where the split is.
+        classes: Names of the class folders; a label is a place in this list.
+        keys: Paths relative to ``folder``, in the order of ``index``.
+        labels: int64 ``(num_images,)``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: list[str],
+        *,
+        transform: Callable[[Tensor], Tensor],
+        solution: Path | None = None,
+    ) -> None:
+        self.folder = folder
+        self.classes = classes
+        self.transform = transform
+        pairs = _from_csv(folder, classes, solution) if solution else _from_folders(folder, classes)
+        if not pairs:
+            raise FileNotFoundError(
+                f"no images in the class folders of {folder}; looked for {', '.join(EXTENSIONS)}"
+            )
+        self.keys = [key for key, _ in pairs]
+        self.labels = torch.tensor([label for _, label in pairs])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = self.transform(read_image(self.folder / self.keys[index]))
+        return {"image": image, "label": self.labels[index], "index": torch.tensor(index)}
+
+    def warn_of_empty_classes(self) -> None:
+        """Warns, once for all of them, of classes that keep their number but have no image."""
+        counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+        if empty:
+            more = ", …" if len(empty) > 5 else ""
+            rank_zero_warn(
+                f"{len(empty)} of {len(self.classes)} class folders in {self.folder} have no "
+                f"images: {', '.join(empty[:5])}{more}; they keep their class numbers"
+            )
+
+
+def _from_folders(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
+    prefix = str(folder) + os.sep
+    return [(path.removeprefix(prefix), number) for path, number in found]
+
+
+def _from_csv(folder: Path, classes: list[str], solution: Path) -> list[tuple[str, int]]:
+    rows = _read_solution(solution)
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if is_image(entry.name))
+    files = {Path(name).stem: name for name in names}
+    for here, there, place in ((files, rows, solution), (rows, files, folder)):
+        if missing := sorted(set(here) - set(there)):
+            raise ValueError(
+                f"{len(missing)} images are in only one of {folder} and {solution}: {place} lacks "
+                f"{missing[0]}; take both from the same download"
+            )
+    check_known(rows.values(), classes, place=solution)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return [(name, numbers[rows[stem]]) for stem, name in files.items()]
+
+
+def _read_solution(solution: Path) -> dict[str, str]:
+    # "ILSVRC2012_val_00000001,n01751748 111 108 231 235 ": the class, then its boxes
+    try:
+        with solution.open(newline="") as file:
+            table = csv.DictReader(file)
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in table}
+    except (KeyError, IndexError, AttributeError):
+        raise ValueError(
+            f"{solution} is not Kaggle's csv: every line needs ImageId and PredictionString; "
+            "download it again"
+        ) from None
+
+
+def readable_names(classes: list[str]) -> list[str]:
+    """Names classes as people do where their folders are ImageNet synsets, as timm knows them.
+
+    Of a synset's words the first is taken, or the one that spells it out ("tabby, tabby cat").
+
+    >>> readable_names(["n02123045", "my_dog"])
+    ['tabby cat', 'my_dog']
+    """
+    info = ImageNetInfo()
+    names = []
+    for folder in classes:
+        try:
+            words = info.label_name_to_description(folder).split(", ")
+        except KeyError:
+            words = [folder]
+        names.append(next((word for word in words if word.startswith(words[0] + " ")), words[0]))
+    # "crane" is a bird and a machine
+    uses = Counter(names)
+    return [
+        name if uses[name] == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, classes, strict=True)
+    ]

@@ -1,0 +1,69 @@
+"""Pictures one looks at: overlays, panels and comparison grids, as uint8 arrays `(h, w, 3)`."""
+
+from collections.abc import Sequence
+from textwrap import shorten
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = npt.NDArray[np.uint8]
+Heat = npt.NDArray[np.float32]
+
+GAP = 4
+LINE = 18
+
+
+def overlay(photo: Picture, heatmap: Heat) -> Picture:
+    """`heatmap` `(h, w)` in [0, 1] over `photo` `(h, w, 3)`, in grad-cam's usual colours.
+
+    A heatmap that is 0 everywhere leaves the photo grey, so that "nothing" does not look cold.
+    """
+    # Imported here: grad-cam brings OpenCV and scikit-learn with it.
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+
+    if not heatmap.any():
+        return np.repeat(photo.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
+    blended: Picture = show_cam_on_image(
+        photo.astype(np.float32) / 255, heatmap, use_rgb=True, image_weight=0.5
+    )
+    return blended
+
+
+def enlarge(photo: Picture, short_side: int = 224) -> Picture:
+    """`photo` with a short side of at least `short_side` pixels, for small training images."""
+    factor = short_side / min(photo.shape[:2])
+    if factor <= 1:
+        return photo
+    size = round(photo.shape[1] * factor), round(photo.shape[0] * factor)
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
+
+
+def panel(pictures: Sequence[Picture]) -> Picture:
+    """`pictures` of one height side by side, with a white gap."""
+    height = pictures[0].shape[0]
+    gap = np.full((height, GAP, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (picture, gap)][:-1]
+    return np.concatenate(parts, axis=1)
+
+
+def sheet(rows: Sequence[Sequence[Picture]], titles: Sequence[Sequence[str]]) -> Picture:
+    """A comparison grid: `rows` of pictures, each with its line of text above it.
+
+    Args:
+        rows: pictures; each is fitted into a cell of the first one's size.
+        titles: a title for each picture, cut to the width of its cell.
+    """
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    size = (columns * (width + GAP) + GAP, len(rows) * (height + GAP + LINE) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for y, (row, texts) in enumerate(zip(rows, titles, strict=True)):
+        for x, (picture, text) in enumerate(zip(row, texts, strict=True)):
+            left, top = GAP + x * (width + GAP), GAP + y * (height + GAP + LINE)
+            draw.text((left, top), shorten(text, width // 6, placeholder="…"), "black", font)
+            image = Image.fromarray(picture)
+            image.thumbnail((width, height))
+            canvas.paste(image, (left, top + LINE))
+    return np.asarray(canvas)

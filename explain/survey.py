@@ -1,0 +1,100 @@
+"""Seeing, in one forward, which layers make feature maps and in what order."""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litcam.explain.target_layers import Candidate, TargetLayer, choose, find_layout
+
+# Enough to walk back over the last block of a transformer, norms and containers included.
+NUM_CANDIDATES = 24
+
+
+class Survey:
+    """Records the last feature maps of one forward with their graph, for `choose`.
+
+    Every module gets a hook for this one call. Only what autograd saves for the last
+    `NUM_CANDIDATES` layers is kept, so memory stays near that of inference.
+
+    Args:
+        network: the network whose next forward is watched.
+        image_size: height and width of its images.
+        keep_graph: keep all that autograd saves, because the caller trains through this forward.
+    """
+
+    def __init__(self, network: nn.Module, image_size: tuple[int, int], keep_graph: bool) -> None:
+        self._network, self._image_size = network, image_size
+        self._candidates: deque[tuple[int, Candidate]] = deque(maxlen=NUM_CANDIDATES)
+        self._calls: Counter[nn.Module] = Counter()
+        self._after_pool = False
+        self._num_saved = 0
+        self._saved: dict[int, Tensor] = {}
+        self._stack = ExitStack()
+        for name, module in network.named_modules():
+            if module is not network:
+                hook = module.register_forward_hook(self._record(name))
+                self._stack.callback(hook.remove)
+        if not keep_graph:
+            self._stack.enter_context(
+                torch.autograd.graph.saved_tensors_hooks(self._save, self._saved.__getitem__)
+            )
+
+    def close(self) -> None:
+        """Takes the hooks off; the graph stays usable."""
+        self._stack.close()
+
+    def choose(self, logits: Tensor) -> tuple[TargetLayer, Tensor]:
+        """The target layer and its output in the graph of `logits`; errors as in `choose`."""
+        candidates = [candidate for _, candidate in self._candidates]
+        for candidate in candidates:
+            if self._calls[candidate.module] > 1:
+                candidate.refusal = "is called more than once"
+        layer = choose(candidates, logits, self._network)
+        return layer, next(c.output for c in candidates if c.name == layer.name)
+
+    def _record(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def after(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            self._calls[module] += 1
+            if next(module.children(), None) is None and not isinstance(module, nn.Identity):
+                self._after_pool = "Pool" in type(module).__name__
+            if self._after_pool or not _makes_features(module):
+                return None
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return None
+            layout = find_layout(output.shape, self._image_size, self._network, module)
+            if layout is None:
+                return None
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            self._candidates.append((self._num_saved, Candidate(name, module, output, layout)))
+            self._forget()
+            # A clone, because an in-place ReLU may follow.
+            return output.clone()
+
+        return after
+
+    def _save(self, tensor: Tensor) -> int:
+        self._num_saved += 1
+        self._saved[self._num_saved] = tensor
+        return self._num_saved
+
+    def _forget(self) -> None:
+        """Drops what only layers before the oldest candidate need for their backward."""
+        oldest = self._candidates[0][0]
+        while self._saved and (first := next(iter(self._saved))) <= oldest:
+            del self._saved[first]
+
+
+def _makes_features(module: nn.Module) -> bool:
+    """Convolutions, norms and containers do; activations and projections are left out.
+
+    A projection (`attn.qkv`) has the tokens' shape and a gradient everywhere, and is no map.
+    """
+    if next(module.children(), None) is not None:
+        return True
+    kind = type(module).__name__
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or "Norm" in kind

@@ -1,0 +1,226 @@
+"""Which layer a map is made at, and how its output becomes `(batch, channels, height, width)`."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
+from math import ceil, sqrt
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from litcam.explain.networks import timm_models
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output is laid out in space.
+
+    Attributes:
+        kind: `"NCHW"`, `"NHWC"`, or `"tokens"` for `(batch, num_tokens, channels)`.
+        grid: height and width in positions.
+        num_prefix_tokens: class and register tokens before the patches.
+    """
+
+    kind: Literal["NCHW", "NHWC", "tokens"]
+    grid: tuple[int, int]
+    num_prefix_tokens: int = 0
+
+    def to_maps(self, output: Tensor) -> Tensor:
+        """`output` as `(batch, channels, height, width)`, a view where it can be."""
+        if self.kind == "NCHW":
+            return output
+        if self.kind == "NHWC":
+            return rearrange(output, "b h w c -> b c h w")
+        patches = output[:, self.num_prefix_tokens :]
+        return rearrange(patches, "b (h w) c -> b c h w", h=self.grid[0])
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """The layer a map is made at: dotted `name`, `module`, `layout` and the `reason` for it."""
+
+    name: str
+    module: nn.Module
+    layout: Layout
+    reason: str
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the map in positions."""
+        return self.layout.grid
+
+
+def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Dotted name and module of a layer given by either.
+
+    Raises:
+        ValueError: `network` has no such layer; the message offers close matches.
+    """
+    modules = dict(network.named_modules())
+    if isinstance(target_layer, nn.Module):
+        for name, module in modules.items():
+            if module is target_layer:
+                return name, module
+        kind, where = type(target_layer).__name__, type(network).__name__
+        raise ValueError(f"target_layer, a {kind}, is not a part of the network, a {where}")
+    # `blocks[-1].norm1`, as papers and other tools write it.
+    name = _resolve_indices(network, target_layer)
+    if name in modules and name:
+        return name, modules[name]
+    near = get_close_matches(target_layer, modules, n=4, cutoff=0.5) or list(modules)[1:][-4:]
+    raise ValueError(
+        f"target_layer {target_layer!r} does not exist in {type(network).__name__}; "
+        f"close names: {', '.join(near)}"
+    )
+
+
+def _resolve_indices(network: nn.Module, name: str) -> str:
+    parts: list[str] = []
+    for part in name.replace("[", ".").replace("]", "").split("."):
+        if part.startswith("-") and part[1:].isdigit():
+            try:
+                children = list(network.get_submodule(".".join(parts)).named_children())
+                part = children[int(part)][0]
+            except (AttributeError, IndexError):
+                return name
+        parts.append(part)
+    return ".".join(parts)
+
+
+def find_layout(
+    shape: torch.Size, image_size: tuple[int, int], network: nn.Module, module: nn.Module
+) -> Layout | None:
+    """The layout of an output of this `shape` for images of this size, or None if it is no grid."""
+    if len(shape) == 3:
+        return _find_tokens(shape[1], image_size, network)
+    if len(shape) != 4:
+        return None
+    first: Layout | None = _as_grid("NCHW", (shape[2], shape[3]), image_size)
+    last: Layout | None = _as_grid("NHWC", (shape[1], shape[2]), image_size)
+    normalised = getattr(module, "normalized_shape", None)
+    channels_last = getattr(network, "output_fmt", "") == "NHWC" or (
+        isinstance(module, nn.LayerNorm) and normalised == (shape[3],) and shape[1] != shape[3]
+    )
+    return (last or first) if channels_last else (first or last)
+
+
+def _as_grid(
+    kind: Literal["NCHW", "NHWC"], grid: tuple[int, int], image_size: tuple[int, int]
+) -> Layout | None:
+    """A grid has the image's proportions to within the rows that unpadded convolutions eat."""
+    (height, width), area = image_size, grid[0] * grid[1]
+    if area < 2 or grid[0] > height or grid[1] > width:
+        return None
+    stride = sqrt(height * width / area)
+    fits = abs(height / stride - grid[0]) <= 1.5 and abs(width / stride - grid[1]) <= 1.5
+    return Layout(kind, grid) if fits else None
+
+
+def _find_tokens(num_tokens: int, image_size: tuple[int, int], network: nn.Module) -> Layout | None:
+    """Patches cover the image at one whole stride; what is left over are prefix tokens."""
+    declared = [int(getattr(model, "num_prefix_tokens", 0)) for _, model in timm_models(network)]
+    # Some networks add the class token late, so that a declared prefix is not there yet.
+    for prefix in dict.fromkeys([*declared, *range(9)]):
+        for stride, rounded in product(range(1, max(image_size) // 2 + 1), (int, ceil)):
+            grid = rounded(image_size[0] / stride), rounded(image_size[1] / stride)
+            if grid[0] * grid[1] == num_tokens - prefix and grid[0] * grid[1] > 1:
+                return Layout("tokens", grid, prefix)
+    return None
+
+
+@dataclass
+class Candidate:
+    """A layer seen in a forward: its output in the graph and how often it was called."""
+
+    name: str
+    module: nn.Module
+    output: Tensor
+    layout: Layout
+    refusal: str = ""
+
+
+def choose(candidates: list[Candidate], logits: Tensor, network: nn.Module) -> TargetLayer:
+    """The last feature map that still decides about more than one position.
+
+    Walks back from the logits. After the last block of a ViT with a class token, for instance,
+    the patch tokens have no gradient any more; `blocks[-1].norm1` is the last place where they do.
+
+    Args:
+        candidates: in the order in which they were completed, outputs in the graph of `logits`.
+        logits: `(batch, num_classes)`.
+        network: what `candidates` are parts of.
+
+    Raises:
+        ValueError: no candidate passes; the message lists them with their reasons.
+    """
+    _check_gradients(candidates, logits)
+    passed = [candidate for candidate in candidates if not candidate.refusal]
+    if not passed:
+        seen = "; ".join(f"{c.name} {c.layout.grid}: {c.refusal}" for c in candidates[-6:])
+        raise ValueError(
+            f"no layer of {type(network).__name__} can be explained, pass target_layer "
+            f"(seen: {seen or 'no feature map at all'})"
+        )
+    stages = _last_stages(network)
+    chosen = passed[-1]
+    if chosen.layout.kind == "tokens":
+        # With average pooling the last block, not the norm after it.
+        chosen = next((c for c in passed if c.name in stages), chosen)
+    same = [c for c in passed if _is_same_map(c, chosen)]
+    chosen = next((c for c in same if c.name in stages), chosen)
+    return TargetLayer(chosen.name, chosen.module, chosen.layout, _describe(chosen, candidates))
+
+
+def _check_gradients(candidates: list[Candidate], logits: Tensor) -> None:
+    """Refuses layers whose gradient is missing, not finite, or at one position only."""
+    open_ones = [c for c in candidates if not c.refusal]
+    if not open_ones:
+        return
+    ones = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+    gradients = torch.autograd.grad(
+        logits, [c.output for c in open_ones], ones, retain_graph=True, allow_unused=True
+    )
+    for candidate, gradient in zip(open_ones, gradients, strict=True):
+        if gradient is None:
+            candidate.refusal = "does not reach the logits"
+            continue
+        strength = candidate.layout.to_maps(gradient).float().abs().sum(1)
+        if not strength.isfinite().all():
+            candidate.refusal = "its gradient is not finite"
+        elif not gradient.any():
+            candidate.refusal = "its gradient is zero (are the head's weights all zero?)"
+        elif not strength.any():
+            candidate.refusal = "only its class token reaches the logits"
+        elif int((strength > 0).sum((1, 2)).max()) < 2:
+            candidate.refusal = "has a gradient at one position only"
+
+
+def _last_stages(network: nn.Module) -> set[str]:
+    """Names that timm gives the last stage, in `network`'s terms."""
+    names = set()
+    for name, model in timm_models(network):
+        info: Any = getattr(model, "feature_info", None)
+        if info:
+            names.add(f"{name}.{info[-1]['module']}".lstrip("."))
+    return names
+
+
+def _is_same_map(candidate: Candidate, chosen: Candidate) -> bool:
+    """Whether a container only hands on what this part of it has made."""
+    inside = candidate is chosen or candidate.name.startswith(f"{chosen.name}.")
+    return inside and (
+        candidate.output.shape == chosen.output.shape
+        and torch.equal(candidate.output, chosen.output)
+    )
+
+
+def _describe(chosen: Candidate, candidates: list[Candidate]) -> str:
+    if chosen.layout.kind == "tokens":
+        later = candidates[candidates.index(chosen) + 1 :]
+        if any("class token" in c.refusal for c in later):
+            return "after it only the class token reaches the logits"
+        return "the last patch tokens before pooling"
+    order = "channels last" if chosen.layout.kind == "NHWC" else "before pooling"
+    return f"the last feature map, {order}"

@@ -1,0 +1,115 @@
+"""timm models: made by name, frozen in part, and held against the order of the data's classes."""
+
+import difflib
+from typing import Any
+
+import timm
+from lightning.pytorch.utilities import rank_zero_warn
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import is_model, parse_model_name, split_model_name_tag
+from torch import nn
+
+__all__ = ["create_backbone", "freeze_all_but_head", "freeze_modules", "warn_of_class_order"]
+
+
+def create_backbone(
+    name: str, num_classes: int, *, pretrained: bool = False, **options: Any
+) -> nn.Module:
+    """Make a timm model; options that are None are left at the model's own default.
+
+    Raises:
+        ValueError: if timm does not know the name, the model does not take an option, or the
+            pretrained weights cannot be had.
+    """
+    _check_name(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **given)
+    except TypeError as error:
+        raise ValueError(f"backbone {name} cannot be made with {given}: {error}") from None
+    except Exception as error:
+        if not pretrained:
+            raise
+        reason = f"{type(error).__name__}: {str(error).partition('. ')[0].splitlines()[0]}"
+        raise ValueError(
+            f"backbone {name}: no pretrained weights ({reason}); connect to the internet once, "
+            "or pass encoder=FILE with weights you have, or pretrained=False"
+        ) from None
+
+
+def _check_name(backbone: str) -> None:
+    source, name = parse_model_name(backbone)
+    if source:  # hf-hub:… and local-dir:… are timm's to look up
+        return
+    architecture, tag = split_model_name_tag(name)
+    if not is_model(architecture):
+        known = timm.list_models()
+        close = difflib.get_close_matches(architecture, known, 5) or [
+            each for each in known if each.startswith(architecture[:4])
+        ]
+        hint = f"close: {', '.join(close[:5])}" if close else "see timm.list_models()"
+        raise ValueError(f"timm has no backbone {backbone!r}; {hint}")
+    tags = timm.list_pretrained(f"{architecture}.*") if tag else []
+    if tag and name not in tags:
+        has = ", ".join(tags) or "none"
+        raise ValueError(f"backbone {architecture} has no weights {tag!r}; it has: {has}")
+
+
+def freeze_modules(backbone: nn.Module, names: list[str]) -> list[nn.Module]:
+    """Take gradients from the modules (or parameters) named; return the modules among them.
+
+    The caller keeps those in eval mode. timm's ``freeze`` is not used: it swaps BatchNorm layers
+    for another class, and the backbone is to stay unmodified.
+
+    Raises:
+        ValueError: if the backbone has no such module; the message has close matches.
+    """
+    modules = {name: module for name, module in backbone.named_modules() if name}
+    parameters = dict(backbone.named_parameters())
+    for name in names:
+        if name in modules:
+            modules[name].requires_grad_(False)
+        elif name in parameters:
+            parameters[name].requires_grad_(False)
+        else:
+            close = difflib.get_close_matches(name, [*modules, *parameters])
+            hint = ", ".join(close or [child for child, _ in backbone.named_children()])
+            raise ValueError(f"freeze: {name!r} is not in the backbone; close: {hint}")
+    return [modules[name] for name in names if name in modules]
+
+
+def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
+    """Give the backbone a fresh head and freeze the rest; return the modules to keep in eval mode.
+
+    A linear probe on features that stand still: no dropout and no BatchNorm update before the head.
+    """
+    model: Any = backbone.requires_grad_(False)
+    model.reset_classifier(model.num_classes)
+    found = model.get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)
+    kept = {part for head in heads for part in head.requires_grad_(True).modules()}
+    # A module around the head keeps training: eval() on it would reach the head inside.
+    return [module for module in backbone.modules() if not kept & set(module.modules())]
+
+
+def warn_of_class_order(backbone: nn.Module, classes: list[str]) -> None:
+    """Warn if the pretrained head counts ImageNet's classes in another order than the data.
+
+    Args:
+        backbone: a pretrained timm model that kept its head.
+        classes: the data's classes in order, as synsets (``n01440764``) or words (``tench``).
+    """
+    config: Any = backbone.pretrained_cfg
+    subset = infer_imagenet_subset(config)
+    if subset is None or config["num_classes"] != len(classes):
+        return
+    info = ImageNetInfo(subset)
+    for index, (given, synset) in enumerate(zip(classes, info.label_names(), strict=True)):
+        words = info.label_name_to_description(synset).lower()
+        if given != synset and given.lower() not in (words, *words.split(", ")):
+            rank_zero_warn(
+                f"the pretrained head of {config['architecture']} takes class "
+                f"{index} for {synset!r} ({words}), the data for {given!r}; sort the class folders "
+                "by synset, or the head has to learn the classes anew"
+            )
+            return
