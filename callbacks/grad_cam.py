@@ -97,6 +97,17 @@ class GradCAM(Callback):
         self._said: set[str] = set()
         self._forget()
 
+    def _forget(self) -> None:
+        """Everything that belongs to one run."""
+        self._recorder: Recorder | None = None
+        self._active = self._disabled = False
+        self._positions: dict[int, int] = {}
+        self._explained: list[Explained] = []
+        self._shown: dict[int, tuple[Any, ShownImages]] = {}
+        self._seen: dict[int, set[int]] = {}
+        self._notes: list[str] = []
+        self._choice = ""
+
     # The run
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -184,17 +195,6 @@ class GradCAM(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     # Its parts
-
-    def _forget(self) -> None:
-        """Everything that belongs to one run."""
-        self._recorder: Recorder | None = None
-        self._active = self._disabled = False
-        self._positions: dict[int, int] = {}
-        self._explained: list[Explained] = []
-        self._shown: dict[int, tuple[Any, ShownImages]] = {}
-        self._seen: dict[int, set[int]] = {}
-        self._notes: list[str] = []
-        self._choice = ""
 
     def _close(self) -> None:
         self._positions = {}

@@ -67,7 +67,7 @@ def log_images(trainer: pl.Trainer, views: Views, folder: Path) -> None:
             epoch to epoch.
         folder: where files are written.
     """
-    if trainer.fast_dev_run:
+    if getattr(trainer, "fast_dev_run", False):
         return
     step = current_step(trainer)
     _to_folder(views, folder, trainer.current_epoch, step)

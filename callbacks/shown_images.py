@@ -86,7 +86,7 @@ def find_labels(batch: Any) -> Tensor | None:
 
 def find_dataset(loader: Any) -> Any:
     """The dataset behind a loader, out of `Subset` and the like."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     while hasattr(dataset, "dataset") and not hasattr(dataset, "classes"):
         dataset = dataset.dataset
     return dataset
@@ -112,7 +112,7 @@ class Pixels:
         """The callback's argument, the data's `Normalize`, timm's data config, else min–max."""
         if given[0]:
             return cls(tuple(given[0]), tuple(given[1]), "the given mean and std", given=True)
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if getattr(data, "mean", None) and getattr(data, "std", None):
             name = type(data).__name__
             return cls(tuple(data.mean), tuple(data.std), f"{name}'s mean and std")

@@ -34,7 +34,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes `config.yaml` and W&B's config, and the W&B run's id for a later resume."""
-        if trainer.fast_dev_run:
+        if getattr(trainer, "fast_dev_run", False):
             return
         config = run_folder.redact(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class LitcamCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how it went, where everything is, and how to look at it."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             print(summarise(self.trainer))
 
 

@@ -1,7 +1,8 @@
 """Grad-CAM and its relatives: from a layer's output and gradient to one map an image.
 
-Each method takes activations and gradients `(batch, channels, height, width)` in float32 and returns
-maps `(batch, height, width)` before the ReLU. A new one is a function and an entry in `METHODS`.
+Each method takes activations and gradients `(batch, channels, height, width)` in float32 and
+returns maps `(batch, height, width)` before the ReLU. A new one is a function and an entry in
+`METHODS`.
 """
 
 from collections.abc import Callable

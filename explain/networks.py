@@ -14,8 +14,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 def unwrap(network: nn.Module) -> nn.Module:
     """The network itself, out of `torch.compile`, DistributedDataParallel and DataParallel."""
     while True:
-        if hasattr(network, "_orig_mod"):
-            network = network._orig_mod
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(inner, nn.Module):
+            network = inner
         elif isinstance(network, DistributedDataParallel | DataParallel):
             network = network.module
         else:
@@ -98,9 +99,9 @@ class NetworkFinder:
     """Calls `found` at the first call of a module below `root` that takes images.
 
     A LightningModule may call itself or a child, and only the call tells. `found` gets the module
-    and the call's arguments before its forward runs, and may return changed ones; whatever hooks it
-    puts on take part in that call. `apart` tells afterwards which module worked on with the network's output: a network
-    called in two parts has no single forward.
+    and the call's arguments before its forward runs, and may return changed ones; whatever hooks
+    it puts on take part in that call. `apart` tells afterwards which module worked on with the
+    network's output: a network called in two parts has no single forward.
     """
 
     def __init__(

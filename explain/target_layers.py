@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
-from math import ceil, sqrt
+from math import ceil, floor, sqrt
 from typing import Any, Literal
 
 import torch
@@ -123,7 +123,7 @@ def _find_tokens(num_tokens: int, image_size: tuple[int, int], network: nn.Modul
     declared = [int(getattr(model, "num_prefix_tokens", 0)) for _, model in timm_models(network)]
     # Some networks add the class token late, so that a declared prefix is not there yet.
     for prefix in dict.fromkeys([*declared, *range(9)]):
-        for stride, rounded in product(range(1, max(image_size) // 2 + 1), (int, ceil)):
+        for stride, rounded in product(range(1, max(image_size) // 2 + 1), (floor, ceil)):
             grid = rounded(image_size[0] / stride), rounded(image_size[1] / stride)
             if grid[0] * grid[1] == num_tokens - prefix and grid[0] * grid[1] > 1:
                 return Layout("tokens", grid, prefix)

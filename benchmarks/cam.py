@@ -1,0 +1,156 @@
+"""What explaining a batch costs: litcam in the forward itself, and its peers beside it.
+
+    python benchmarks/cam.py                  # time and memory, all seven models, as a table
+    python benchmarks/cam.py resnet34 --rounds 3
+
+All methods run in one process, interleaved, and the figures are medians of the rounds' ratios to
+the plain forward of the same round. Memory is the peak above the loaded model, each method in a
+process of its own. The peers come with `pip install -e ".[dev]"`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from litcam.explain import CAM
+
+# The layers of the paper, in timm's names.
+LAYERS = {
+    "resnet34": "layer4",
+    "vgg16": "features.28",
+    "mobilenetv3_large_100": "blocks.6",
+    "regnety_008": "s4",
+    "efficientnet_b0": "bn2",
+    "vit_base_patch16_224": "blocks.11.norm1",
+    "swin_base_patch4_window7_224": "norm",
+}
+METHODS = ("plain", "litcam", "litcam first batch", "pytorch-grad-cam", "torchcam", "captum")
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "vit_base_patch16_224": lambda t: t[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2),
+    "swin_base_patch4_window7_224": lambda t: t.permute(0, 3, 1, 2),
+}
+
+
+def prepare(name: str, method: str, network: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A call that forwards `images` and, but for `plain`, explains them."""
+    layer = network.get_submodule(LAYERS[name])
+    classes = torch.zeros(len(images), dtype=torch.long)
+    if method == "plain":
+        return torch.inference_mode()(lambda: network(images))
+    if method.startswith("litcam"):
+        target = None if "first" in method else LAYERS[name]
+
+        @torch.inference_mode()
+        def litcam() -> Tensor:
+            with CAM(network, target_layer=target) as cam:
+                network(images)
+            return cam(classes)
+
+        return litcam
+    if method == "pytorch-grad-cam":
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        grad_cam = GradCAM(network, [layer], reshape_transform=TRANSFORMS.get(name))
+        targets = [ClassifierOutputTarget(int(c)) for c in classes]
+        return lambda: grad_cam(images, targets)
+    if method == "torchcam":
+        from torchcam.methods import GradCAM as TorchCAM
+
+        def torchcam() -> object:
+            kwargs = {"reshape_transform": TRANSFORMS[name]} if name in TRANSFORMS else {}
+            with TorchCAM(network, layer, **kwargs) as extractor:
+                return extractor(classes.tolist(), network(images))
+
+        return torchcam
+    from captum.attr import LayerGradCam
+
+    return lambda: LayerGradCam(network, layer).attribute(images, target=classes)
+
+
+def time_model(name: str, rounds: int, batch: int) -> dict[str, float]:
+    """Median ratio of each method to the plain forward of its round, and seconds of that."""
+    network = timm.create_model(name).eval()
+    images = torch.randn(batch, 3, 224, 224)
+    calls = {method: prepare(name, method, network, images) for method in METHODS}
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    for number in range(rounds + 1):  # the first is a warm-up
+        for method, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number:
+                seconds[method].append(time.perf_counter() - start)
+    ratios = {
+        method: median(t / p for t, p in zip(seconds[method], seconds["plain"], strict=True))
+        for method in METHODS
+    }
+    return {**ratios, "seconds": median(seconds["plain"])}
+
+
+def measure_memory(name: str, method: str, batch: int) -> float:
+    """Peak MiB above the loaded model of one call, in a process of its own."""
+    command = [sys.executable, __file__, name, "--memory", method, "--batch", str(batch)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak_of_one_call(name: str, method: str, batch: int) -> float:
+    """As `measure_memory`, in this process."""
+    network = timm.create_model(name).eval()
+    images = torch.randn(batch, 3, 224, 224)
+    call = prepare(name, method, network, images)
+    with torch.inference_mode():
+        network(images[:1])  # libraries load what they need
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # forgets the peak so far
+    loaded = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    call()
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+    return (peak * 1024 - loaded) / 2**20
+
+
+def main() -> None:
+    """Prints the table as Markdown and saves it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=list(LAYERS), help="timm names")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/cam.json"))
+    parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(peak_of_one_call(options.models[0], options.memory, options.batch))
+        return
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    print(f"batch of {options.batch} at 224, float32, {options.rounds} rounds; {machine}\n")
+    print("| model | plain (s) | " + " | ".join(f"{m} (×)" for m in METHODS[1:]), end="")
+    print(" | peak: plain (MiB) | litcam (×) | pytorch-grad-cam (×) | torchcam (×) |")
+    print("|" + "---|" * (len(METHODS) + 5))
+    results = {}
+    for name in options.models:
+        times = time_model(name, options.rounds, options.batch)
+        kinds = ("plain", "litcam", "pytorch-grad-cam", "torchcam")
+        memory = {kind: measure_memory(name, kind, options.batch) for kind in kinds}
+        results[name] = {"time": times, "memory": memory}
+        cells = [f"{times[m]:.2f}" for m in METHODS[1:]]
+        peaks = [f"{memory[kind] / memory['plain']:.2f}" for kind in kinds[1:]]
+        row = [name, f"{times['seconds']:.2f}", *cells, f"{memory['plain']:.0f}", *peaks]
+        print("| " + " | ".join(row) + " |", flush=True)
+    options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
