@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
@@ -93,7 +91,6 @@ class ImageNetDataModule(LightningDataModule):
         self.classes = self.layout.classes
         self.class_names = readable_names(self.classes)
         self.num_classes = len(self.classes)
-        self._warn_of_other_order(backbone)
         self._train_transform = train_transform(
             image_size, self.config, crop_scale=crop_scale, hflip=hflip, auto_augment=auto_augment
         )
@@ -203,17 +200,6 @@ class ImageNetDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=4 if self.num_workers else None,
         )
-
-    def _warn_of_other_order(self, backbone: str) -> None:
-        if not self.config.head:
-            return
-        expected = ImageNetInfo(self.config.head).label_names()
-        if len(expected) == self.num_classes and expected != self.classes:
-            rank_zero_warn(
-                f"{self.layout.train} has as many classes as the pretrained head of {backbone}, "
-                f"but not in its order (class 0 is {self.classes[0]!r}, there {expected[0]!r}): "
-                "that head's predictions will not fit these labels; name the folders by synset"
-            )
 
 
 def _check_counts(**counts: int) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import timm
 import torch
-from timm.data import infer_imagenet_subset, resolve_data_config
+from timm.data import resolve_data_config
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
@@ -33,14 +33,12 @@ class DataConfig:
         std: One value a channel, of pixels in [0, 1].
         crop_pct: The share of the resized image's short side that the centre crop keeps.
         interpolation: ``bicubic`` or ``bilinear``.
-        head: timm's name for the ImageNet classes of the pretrained head; "" for other heads.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
     interpolation: str
-    head: str = ""
 
 
 def data_config(backbone: str) -> DataConfig:
@@ -64,7 +62,6 @@ def data_config(backbone: str) -> DataConfig:
         std=tuple(resolved["std"]),
         crop_pct=resolved["crop_pct"],
         interpolation=resolved["interpolation"],
-        head=(infer_imagenet_subset(pretrained) if pretrained else None) or "",
     )
 
 

@@ -336,15 +336,6 @@ def test_a_bad_argument_is_named_with_its_value(tree, argument):
     assert str(value) in tell(error)
 
 
-def test_other_class_names_than_the_pretrained_heads_are_told(tmp_path):
-    for number in range(1000):
-        (tmp_path / "train" / f"class{number:03d}").mkdir(parents=True)
-    (tmp_path / "val" / "class000").mkdir(parents=True)
-    assert module(tmp_path).num_classes == 1000
-    with pytest.warns(UserWarning, match="class 0 is 'class000', there 'n01440764'"):
-        module(tmp_path, backbone="resnet34")
-
-
 # After an error in a worker torch takes ten seconds to end the workers.
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_unreadable_image_is_named_through_the_workers(tree, num_workers):
