@@ -90,7 +90,8 @@ class GradCAM(Callback):
         if not classes:
             raise ValueError("classes must name a view: predicted, true, a class name or number")
         find_method(method)
-        self.num_images, self.method, self.classes = num_images, method, tuple(classes)
+        self.num_images, self.method = num_images, method
+        self.classes = (classes,) if isinstance(classes, str) else tuple(classes)
         self.network, self.target_layer, self.name = network, target_layer, name
         self.indices, self.every_n_epochs = tuple(indices), every_n_epochs
         self.mean, self.std = tuple(mean), tuple(std)
@@ -111,14 +112,23 @@ class GradCAM(Callback):
     # The run
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Looks up the given names, so that a misspelt one stops the run before it starts."""
+        """Begins anew, and asks every process where the pictures go."""
         self._forget()
         self._folder = picture_folder(trainer, self.name)
-        self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
         strategy = type(trainer.strategy).__name__
         if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
             self._disabled = True
             rank_zero_info(f"GradCAM is off under {strategy}: its maps are untested there")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks up the given names, so that a misspelt one stops the run before it starts.
+
+        Not in `setup`: the LightningModule may make its network in its own.
+        """
+        if self._recorder is None:
+            self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
+
+    on_validation_start = on_test_start = on_fit_start
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves nothing of the network behind."""
@@ -129,7 +139,10 @@ class GradCAM(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Takes the hooks off."""
-        self._close()
+        # A forward that Ctrl+C broke off would restore the modes of a validation that is over.
+        inference = torch.inference_mode(torch.is_inference_mode_enabled())
+        with inference, torch.set_grad_enabled(torch.is_grad_enabled()):
+            self._close()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
@@ -186,8 +199,15 @@ class GradCAM(Callback):
         parts = _gather(trainer, (self._explained, self._notes, self._choice))
         self._explained, self._notes = [], []
         if trainer.is_global_zero:
-            self._report(parts)
-            self._log(trainer, [image for part in parts for image in part[0]])
+            # Where no index is known, every process counts its images from zero: keep the first's.
+            unique = {
+                (image.dataloader_idx, image.index): image
+                for part in reversed(parts)
+                for image in part[0]
+            }
+            explained = list(unique.values())
+            self._report(parts, explained)
+            self._log(trainer, explained)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
@@ -232,7 +252,7 @@ class GradCAM(Callback):
         rows = list(positions)
         maps = cam(torch.stack(list(views.values()), 1))[rows].cpu().numpy()
         pixels = Pixels.find(trainer, cam.network, loader, (self.mean, self.std))
-        photos = pixels.to_pixels(cam.images[rows])
+        photos = pixels.to_pixels(cam.images, rows)
         probabilities = cam.logits.detach()[rows].float().softmax(1).cpu().numpy()
         layer = f"{self._recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
         made_by = {"layer": layer, "grid": list(cam.target_layer.grid), "method": self.method}
@@ -259,17 +279,20 @@ class GradCAM(Callback):
             f"{len(shown.indices) or shown.num_images} images, {order}; pixels by {pixels.source}"
         )
 
-    def _report(self, parts: Sequence[tuple[list[Explained], list[str], str]]) -> None:
+    def _report(
+        self, parts: Sequence[tuple[list[Explained], list[str], str]], explained: list[Explained]
+    ) -> None:
         """Says once what was chosen, and every new problem."""
         choice = next((part[2] for part in parts if part[2]), "")
         if choice and choice not in self._said:
             self._said.add(choice)
             log.info(choice)
-        explained = [image for part in parts for image in part[0]]
         notes = [note for part in parts for note in part[1]]
         for problem in dict.fromkeys(image.problem for image in explained if image.problem):
-            which = [image.index for image in explained if image.problem == problem]
-            notes.append(f"has {len(which)} of {len(explained)} images whose {problem}: {which}")
+            which = sorted(image.index for image in explained if image.problem == problem)
+            notes.append(f"has images whose {problem}: {which} of {len(explained)}")
+        if not explained and not notes and not self._disabled:
+            notes.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         for note in dict.fromkeys(notes):
             kind = note.split(":")[0]
             if kind not in self._said:

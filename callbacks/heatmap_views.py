@@ -112,9 +112,9 @@ def find_views(
         elif view == "true":
             if labels is None:
                 problems.append("has no view of the true class: the batch has no labels")
-            elif int(labels.max()) >= num_classes:
+            elif wrong := [n for n in labels.tolist() if not 0 <= n < num_classes]:
                 problems.append(
-                    f"has no view of the true class: label {int(labels.max())} is beyond the "
+                    f"has no view of the true class: label {wrong[0]} is not one of the "
                     f"network's {num_classes} classes"
                 )
             else:
@@ -124,7 +124,7 @@ def find_views(
                 number = names.find_class(view, num_classes)
                 views[str(view)] = torch.full((batch,), number, device=logits.device)
             except ValueError as error:
-                problems.append(f"leaves out a view: {error}")
+                problems.append(f"leaves out the view {view}: {error}")
     return views, problems
 
 
@@ -175,10 +175,15 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
             "class_name": names.of_class(number),
             "label": label,
             "predicted": predicted,
-            "probability": probability,
+            "probability": _finite(probability),
             "correct": None if label is None else label == predicted,
-            "map_max": highest,
+            "map_max": _finite(highest),
             "problem": image.problem,
             **image.made_by,
         },
     )
+
+
+def _finite(number: float) -> float | None:
+    """JSON knows no NaN."""
+    return number if np.isfinite(number) else None

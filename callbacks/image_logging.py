@@ -103,7 +103,9 @@ def _to_tensorboard(logger: TensorBoardLogger, views: Views, step: int) -> None:
 
 def _to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
     """Pictures by epoch, and a JSON line each, flushed at once so that a kill loses nothing."""
-    place = folder / f"epoch-{epoch:03d}-step-{step:06d}"
+    # Validation and test come one after the other at the same step.
+    test = "-test" if next(iter(views), "").startswith("test/") else ""
+    place = folder / f"epoch-{epoch:03d}-step-{step:06d}{test}"
     place.mkdir(parents=True, exist_ok=True)
     with (folder / "images.jsonl").open("a", encoding="utf-8") as lines:
         for key, images in views.items():
@@ -111,19 +113,16 @@ def _to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
             for image in images:
                 path = place / f"{view}-{image.name}.jpg"
                 Image.fromarray(image.picture).save(path, quality=92)
-                row = {"file": f"{place.name}/{path.name}", "key": key, "epoch": epoch}
-                row |= {"step": step, "caption": image.caption, **image.facts}
-                lines.write(json.dumps(row) + "\n")
+                line = {"file": f"{place.name}/{path.name}", "key": key, "epoch": epoch}
+                line |= {"step": step, "caption": image.caption, **image.facts}
+                lines.write(json.dumps(line) + "\n")
                 lines.flush()
     # On one sheet: the first view's tiles, then only the last tile of each other view.
-    together = [
-        [
-            (tile, title)
-            for image, first in zip(images, (0, *[-1] * len(images)), strict=False)
-            for tile, title in list(zip(image.tiles, image.titles, strict=True))[first:]
-        ]
-        for images in zip(*views.values(), strict=False)
-    ]
+    together: dict[tuple[str, str], list[tuple[Picture, str]]] = {}
+    for key, images in views.items():
+        for image in images:
+            row = together.setdefault((key.partition("/dataloader_idx_")[2], image.name), [])
+            row += list(zip(image.tiles, image.titles, strict=True))[-1 if row else 0 :]
     if together:
-        rows, titles = ([[cell[i] for cell in row] for row in together] for i in (0, 1))
+        rows, titles = ([[cell[i] for cell in row] for row in together.values()] for i in (0, 1))
         Image.fromarray(sheet(rows, titles)).save(place / "sheet.jpg", quality=92)

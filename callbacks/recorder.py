@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from litcam.explain import CAM, NetworkFinder, TargetLayer
-from litcam.explain.target_layers import find_module
+from litcam.explain.target_layers import find_module, resolve_indices
 
 
 class Recorder:
@@ -29,6 +29,7 @@ class Recorder:
         self._layer: TargetLayer | nn.Module | None = None
         self._cam: CAM | None = None
         self._finder: NetworkFinder | None = None
+        self._trouble = ""
         if network:
             self._network = find_module(root, network)[1]
         if target_layer:
@@ -69,12 +70,19 @@ class Recorder:
 
     def _start(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begins in the middle of the network's first call, when its pre-hooks run."""
-        self._cam = CAM(network, self._method, self._layer).__enter__()
-        return self._cam.start(args, kwargs)
+        try:
+            cam = CAM(network, self._method, self._layer)
+        except ValueError as error:  # the layer is a part of something else
+            self._trouble = str(error)
+            return None
+        self._cam = cam.__enter__()
+        return cam.start(args, kwargs)
 
     def _find_problem(
         self, finder: NetworkFinder | None, cam: CAM | None, labels: Tensor | None
     ) -> str:
+        if self._trouble:
+            return f"cannot explain this: {self._trouble}"
         if cam is None:
             return "saw no module of the LightningModule take images (batch, channels, h, w)"
         name = self.name_of(cam.network) or type(cam.network).__name__
@@ -93,6 +101,18 @@ class Recorder:
 
     @staticmethod
     def _find_layer(inside: nn.Module, name: str) -> nn.Module:
-        """The layer by its name in the network, or in one child of the LightningModule."""
-        ends = [full for full, _ in inside.named_modules() if full.endswith(f".{name}")]
-        return find_module(inside, ends[0] if len(ends) == 1 else name)[1]
+        """The layer by its name in the network, or in the one part that has such a layer."""
+        try:
+            return find_module(inside, name)[1]
+        except ValueError:
+            found = [layer for part in inside.modules() if (layer := _get_layer(part, name))]
+            if len(set(found)) == 1:
+                return found[0]
+            raise
+
+
+def _get_layer(part: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return part.get_submodule(resolve_indices(part, name))
+    except AttributeError:
+        return None

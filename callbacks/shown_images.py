@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, Subset
 
 from litcam.explain.networks import timm_models
 
@@ -49,12 +49,12 @@ class ShownImages:
             wrong = [index for index in wanted if not 0 <= index < size]
             if wrong:
                 raise IndexError(f"image {wrong[0]} does not exist: the set has {size} images")
-            return cls(list(wanted), len(wanted), by_index=True)
+            return cls(_below(loader.dataset, wanted), len(wanted), by_index=True)
         batch_size = getattr(loader, "batch_size", None)
         if batch_size:
             size = min(size, int(min(num_batches, size) * batch_size * trainer.world_size))
         spread = np.linspace(0, size - 1, min(num, size)).round().astype(int)
-        return cls(sorted(set(spread.tolist())), num, by_index=True)
+        return cls(_below(loader.dataset, sorted(set(spread.tolist()))), num, by_index=True)
 
     def find(self, batch: Any, batch_idx: int, loader: Any, seen: set[int]) -> dict[int, int]:
         """Positions in the batch of images to show, with their dataset indices."""
@@ -113,23 +113,27 @@ class Pixels:
         if given[0]:
             return cls(tuple(given[0]), tuple(given[1]), "the given mean and std", given=True)
         data: Any = getattr(trainer, "datamodule", None)
-        if getattr(data, "mean", None) and getattr(data, "std", None):
-            name = type(data).__name__
-            return cls(tuple(data.mean), tuple(data.std), f"{name}'s mean and std")
-        normalize = _find_normalize(find_dataset(loader))
-        if normalize is not None:
-            mean, std = (tuple(map(float, value)) for value in (normalize.mean, normalize.std))
-            return cls(mean, std, "the dataset's Normalize")
-        for _, model in timm_models(network):
-            config: Any = model.pretrained_cfg
-            if config.get("mean") and config.get("std"):
-                return cls(tuple(config["mean"]), tuple(config["std"]), "timm's data config")
+        normalize = _find_normalize(getattr(loader, "dataset", None))
+        configs: list[Any] = [model.pretrained_cfg for _, model in timm_models(network)]
+        for source, mean, std in (
+            (f"{type(data).__name__}'s mean and std", *_mean_and_std(data)),
+            ("the dataset's Normalize", *_mean_and_std(normalize)),
+            *(
+                ("timm's data config", *map(_floats, (c.get("mean"), c.get("std"))))
+                for c in configs
+            ),
+        ):
+            if mean and len(mean) == len(std):
+                return cls(mean, std, source)
         return cls((), (), "min-max")
 
-    def to_pixels(self, images: Tensor) -> np.ndarray:
-        """Images `(batch, channels, height, width)` as uint8 `(batch, height, width, 3)`."""
-        images = images.detach().float().cpu()
+    def to_pixels(self, images: Tensor, rows: Sequence[int]) -> np.ndarray:
+        """Rows of `(batch, channels, height, width)` as uint8 `(rows, height, width, 3)`.
+
+        The whole batch tells whether it is normalised: one bright photo may lack dark pixels.
+        """
         low, high = images.amin().item(), images.amax().item()
+        images = images[list(rows)].detach().float().cpu()
         known = len(self.mean) == len(self.std) == images.shape[1]
         if low >= 0 and not (known and self.given):
             # Normalised photos have values below zero: these are still pixels.
@@ -154,8 +158,12 @@ def _length(dataset: Any) -> int | None:
 
 
 def _size_of(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim == 4 else 0
+    if not isinstance(batch, Mapping | list | tuple):
+        return 0
     values = batch.values() if isinstance(batch, Mapping) else batch
-    return next((len(v) for v in values if isinstance(v, Tensor) and v.ndim == 4), 0)
+    return next(filter(None, map(_size_of, values)), 0)
 
 
 def _indices_of(batch: Any, batch_idx: int, loader: Any) -> list[int] | None:
@@ -167,19 +175,39 @@ def _indices_of(batch: Any, batch_idx: int, loader: Any) -> list[int] | None:
         return None
     start, sampler = batch_idx * batch_size, loader.sampler
     positions = range(start, start + _size_of(batch))
-    if isinstance(sampler, SequentialSampler):
-        return list(positions)
     if isinstance(sampler, DistributedSampler) and not sampler.shuffle:
-        return [sampler.rank + position * sampler.num_replicas for position in positions]
-    return None
+        # Past the end a sampler repeats images from the start, so that all processes have as many.
+        places = [sampler.rank + position * sampler.num_replicas for position in positions]
+        return _below(loader.dataset, [place % len(loader.dataset) for place in places])
+    return _below(loader.dataset, positions) if isinstance(sampler, SequentialSampler) else None
+
+
+def _below(dataset: Any, places: Sequence[int]) -> list[int]:
+    """Places in a `Subset` as places in the dataset below, which knows keys and `index`."""
+    while isinstance(dataset, Subset):
+        places, dataset = [dataset.indices[place] for place in places], dataset.dataset
+    return list(places)
+
+
+def _mean_and_std(owner: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return _floats(getattr(owner, "mean", None)), _floats(getattr(owner, "std", None))
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    """Numbers, however a stranger keeps them; empty if they are none, such as a method."""
+    try:
+        return tuple(torch.as_tensor(value).float().flatten().tolist())
+    except (TypeError, ValueError, RuntimeError):
+        return ()
 
 
 def _find_normalize(value: Any, depth: int = 0) -> Any:
     """A `Normalize` with mean and std in a dataset's transforms, however deep."""
-    if value is None or depth > 4:
+    if value is None or depth > 6:
         return None
     if type(value).__name__ == "Normalize" and hasattr(value, "mean") and hasattr(value, "std"):
         return value
     parts = value if isinstance(value, list | tuple) else []
-    parts = [*parts, *(getattr(value, name, None) for name in ("transform", "transforms"))]
+    inside = ("transform", "transforms", "dataset")
+    parts = [*parts, *(getattr(value, name, None) for name in inside)]
     return next((n for n in (_find_normalize(p, depth + 1) for p in parts) if n is not None), None)

@@ -3,6 +3,7 @@
 import logging
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -47,9 +48,11 @@ class WandbLogger(loggers.WandbLogger):
         super().__init__(name=name or None, project=project, **kwargs)
         # Lightning passes it on, and W&B warns that it has no effect.
         self._wandb_init.pop("anonymous", None)
-        self._wandb_init["settings"] = wandb.Settings(
-            init_timeout=connect_timeout, finish_timeout=finish_timeout, quiet=True
-        )
+        given = self._wandb_init.get("settings") or {}
+        if isinstance(given, wandb.Settings):
+            given = {name: getattr(given, name) for name in given.model_fields_set}
+        ours = {"init_timeout": connect_timeout, "finish_timeout": finish_timeout, "quiet": True}
+        self._wandb_init["settings"] = wandb.Settings(**{**ours, **given})
         self._asked_offline, self._connect_timeout = offline, connect_timeout
 
     @property
@@ -96,6 +99,6 @@ def _find_obstacle(settings: wandb.Settings, timeout: float) -> str:
         urllib.request.urlopen(url, timeout=timeout).close()
     except urllib.error.HTTPError:
         return ""
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         return f"{url} does not answer: {getattr(error, 'reason', error)}"
     return ""

@@ -18,6 +18,11 @@ def find_configs(args: Sequence[str]) -> list[str]:
     return [_find(arg) for arg in args]
 
 
+def packaged_configs() -> list[str]:
+    """The names of the files that come with litcam, such as `trainer/ddp.yaml`."""
+    return [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
+
+
 def name_of_run(args: Sequence[str]) -> str:
     """The name of the last `--config` file, which names the experiment."""
     names = [
@@ -34,7 +39,6 @@ def _find(arg: str) -> str:
         return arg
     packaged = CONFIGS / value.removeprefix("configs/")
     if not packaged.exists():
-        known = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")]
         wanted = value.removeprefix("configs/")
-        raise FileNotFoundError(errors.unknown("config file", wanted, known))
+        raise FileNotFoundError(errors.unknown("config file", wanted, packaged_configs()))
     return f"{option}{equals}{packaged}"

@@ -15,6 +15,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"{kind} {name!r} does not exist; did you mean {', '.join(near)}?"
 
 
+def end(line: str) -> None:
+    """Ends the program with one line."""
+    print(f"litcam: {line}", file=sys.stderr)
+    sys.exit(EXIT_CODE)
+
+
 @contextmanager
 def in_one_line() -> Iterator[None]:
     """Ends the program with one line for what litcam itself refuses."""
@@ -24,21 +30,33 @@ def in_one_line() -> Iterator[None]:
         line = _find_message(error)
         if line is None:
             raise
-        print(f"litcam: {line}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        end(line)
 
 
-def _find_message(error: Exception) -> str | None:
+def _find_message(error: BaseException | None) -> str | None:
     """The line to show, or None where the traceback is wanted."""
-    message = str(error).strip()
-    if "in DataLoader worker process" in message:
-        # The worker's traceback is part of the message; its last line is the error.
-        return message.splitlines()[-1].partition(": ")[2]
-    if type(error).__name__ == "MisconfigurationException":
-        return message
+    # LightningCLI wraps what a constructor refuses in an error of its own; the cause counts.
+    while error is not None:
+        message = " ".join(str(error).split("\n")).strip()
+        if "in DataLoader worker process" in message:
+            # The worker's traceback is part of the message; its last line is the error.
+            return str(error).strip().splitlines()[-1].partition(": ")[2]
+        if type(error).__name__ == "MisconfigurationException":
+            return _with_remedy(message)
+        if isinstance(error, ValueError | OSError) and _raised_in(error).startswith("litcam."):
+            return message
+        error = error.__cause__
+    return None
+
+
+def _with_remedy(message: str) -> str:
+    if "backend found" in message or "gpus" in message:
+        return f"{message} Without a GPU: --trainer trainer/cpu.yaml"
+    return message
+
+
+def _raised_in(error: BaseException) -> str:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    raised_in = traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""
-    deliberate = raised_in.startswith("litcam.") and isinstance(error, ValueError | OSError)
-    return message if deliberate else None
+    return traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""

@@ -1,12 +1,25 @@
 """Where a run lies, and how a resumed one goes on in the same place and the same W&B run."""
 
+import csv
+import os
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 WANDB_ID = "wandb_run_id.txt"
+EARLIER = "metrics-earlier.csv"
+SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)s?$")
+# What keys of W&B, AWS, Hugging Face, GitHub, OpenAI, Google and JSON web tokens look like.
+SECRET = re.compile(
+    r"\b([0-9a-f]{40,}|wandb_v1_\w+|(AKIA|ASIA)[0-9A-Z]{16}|hf_\w{20,}|gh[pousr]_\w{20,}|"
+    r"github_pat_\w{20,}|sk-[\w-]{20,}|AIza[\w-]{30,}|eyJ[\w-]+\.[\w-]+\.[\w-]+)"
+)
 
 
 def find_last(experiment: Path) -> Path | None:
@@ -15,58 +28,127 @@ def find_last(experiment: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def prepare(config: Any, name: str) -> None:
-    """Points loggers and `ckpt_path` of a `fit` at the run's folder, before they are made.
+def prepare(config: Any, name: str, subcommand: str = "fit") -> None:
+    """Points loggers and `ckpt_path` at the run's folder, before they are made.
 
-    A fresh run gets the next `runs/NAME/version_N`. With `--ckpt_path last`, or a checkpoint inside
-    such a folder, the run goes on there: same folder, same W&B run, earlier metrics kept.
+    A fresh `fit` gets the next `runs/NAME/version_N`. With `--ckpt_path last`, or a checkpoint in
+    such a folder, it goes on there: same folder, same W&B run, earlier metrics kept. The other
+    subcommands read `last` alike, and write to `runs/NAME/SUBCOMMAND/version_N`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
     """
-    csv, wandb = (_find_logger(config.trainer.logger, kind) for kind in ("CSVLogger", "Wandb"))
-    if csv is None:
+    table = _find_logger(config.trainer.logger, "CSVLogger")
+    save_dir, experiment = (table.save_dir, table.name) if table else ("runs", None)
+    experiment = Path(save_dir) / (name if experiment in (None, "lightning_logs") else experiment)
+    checkpoint = _find_checkpoint(config, experiment, subcommand)
+    if table is None:
         return
-    csv.name = csv.name if csv.name not in (None, "lightning_logs") else name
-    experiment = Path(csv.save_dir) / csv.name
-    checkpoint = config.get("ckpt_path")
-    if checkpoint == "last":
-        checkpoint = find_last(experiment)
-        config.ckpt_path = None if checkpoint is None else str(checkpoint)
-        if checkpoint is None:
+    table.name = str(experiment.relative_to(save_dir))
+    if subcommand != "fit":
+        table.name += f"/{subcommand}"
+    elif checkpoint is not None and checkpoint.absolute().parents[2] == experiment.absolute():
+        _go_on_in(checkpoint.parent.parent, config, table)
+
+
+def _find_checkpoint(config: Any, experiment: Path, subcommand: str) -> Path | None:
+    """The file of `ckpt_path`, with `last` made into a path."""
+    asked = config.get("ckpt_path")
+    if asked == "last":
+        last = find_last(experiment)
+        config.ckpt_path = None if last is None else str(last)
+        if last is None and subcommand != "fit":
+            raise FileNotFoundError(f"no last.ckpt under {experiment}; pass --ckpt_path FILE")
+        if last is None:
             rank_zero_info(f"No last.ckpt under {experiment}: the run starts anew")
-    if not checkpoint:
-        return
-    folder = Path(checkpoint).parent.parent
-    if folder.parent != experiment:
-        return
-    csv.version = folder.name
+        return last
+    # Lightning has names of its own ("best", "hpc", "registry:…") and reads remote files.
+    if not asked or asked in ("best", "hpc") or ":" in asked:
+        return None
+    if not Path(asked).is_file():
+        raise FileNotFoundError(f"ckpt_path {asked} does not exist; check the path, or say `last`")
+    return Path(asked)
+
+
+def _go_on_in(folder: Path, config: Any, table: Any) -> None:
+    table.version = folder.name
     _keep_metrics(folder)
+    wandb = _find_logger(config.trainer.logger, "Wandb")
     if wandb is not None and (folder / WANDB_ID).exists():
         wandb.id = (folder / WANDB_ID).read_text().strip()
-    rank_zero_info(f"Goes on from {checkpoint}")
-
-
-def redact(tree: Any, name: str = "") -> Any:
-    """A config without anything that looks like a key."""
-    if isinstance(tree, dict):
-        return {key: redact(value, str(key)) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [redact(value, name) for value in tree]
-    secret_name = re.search(r"(^|_)(key|token|secret|password|credentials?)s?$", name.lower())
-    if isinstance(tree, str) and tree:
-        # What W&B and cloud keys look like, and passwords in addresses.
-        looks_secret = re.fullmatch(r"[0-9a-f]{40,}|wandb_v1_\w+|AKIA[0-9A-Z]{16}", tree)
-        if secret_name or looks_secret:
-            return "(removed)"
-        return re.sub(r"://[^/@\s]+@", "://(removed)@", tree)
-    return tree
+    rank_zero_info(f"Goes on from {config.ckpt_path}")
 
 
 @rank_zero_only
 def _keep_metrics(folder: Path) -> None:
-    """Lightning's CSVLogger deletes `metrics.csv` of a folder it finds; this one keeps it."""
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        part = len(list(folder.glob("metrics-part*.csv"))) + 1
-        metrics.rename(folder / f"metrics-part{part}.csv")
+    """Lightning's CSVLogger deletes `metrics.csv` of a folder it finds; this one is kept."""
+    metrics, earlier = folder / "metrics.csv", folder / EARLIER
+    if metrics.exists() and not earlier.exists():
+        metrics.rename(earlier)
+
+
+def restore_metrics(trainer: Trainer) -> None:
+    """Puts back the metrics up to the checkpoint; later steps are about to be done again."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, CSVLogger) or not trainer.is_global_zero:
+            continue
+        earlier = Path(logger.log_dir) / EARLIER
+        if not earlier.exists():
+            continue
+        with earlier.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < trainer.global_step]
+        known = [{name: value for name, value in row.items() if value} for row in rows]
+        logger.experiment.metrics[:0] = known
+        logger.save()
+        earlier.unlink()
+
+
+def how_to_go_on(folder: Path | None, args: Sequence[str]) -> str:
+    """The line for a run that stopped early, or an empty one where there is nothing to go on from.
+
+    Args:
+        folder: of the run.
+        args: the words of the command line.
+    """
+    last = folder / "checkpoints" / "last.ckpt" if folder else None
+    if last is None or not last.exists():
+        return ""
+    words = [str(redact(word)) for word in args]
+    if "--ckpt_path" in words:
+        place = words.index("--ckpt_path")
+        del words[place : place + 2]
+    words = [word for word in words if not word.startswith("--ckpt_path=")]
+    return f"Stopped. To go on: litcam {shlex.join(words)} --ckpt_path last"
+
+
+def without_place(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that starts a run of its own when it is used again."""
+    for logger in config["trainer"]["logger"] or []:
+        arguments = logger.get("init_args", {})
+        arguments.update({name: None for name in ("version", "id") if name in arguments})
+    return {**config, "ckpt_path": None}
+
+
+def redact(tree: Any, name: str = "") -> Any:
+    """A config without anything that looks like a key.
+
+    >>> redact({"api_key": "x", "root": "s3://me:pass@host/photos"})
+    {'api_key': '(removed)', 'root': 's3://(removed)@host/photos'}
+    """
+    if isinstance(tree, dict):
+        return {key: redact(value, str(key)) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [redact(value, name) for value in tree]
+    if isinstance(tree, str | os.PathLike) and str(tree):
+        if SECRET_NAME.search(name.lower()):
+            return "(removed)"
+        text = re.sub(r"://[^/\s]+@", "://(removed)@", str(tree))
+        # As in the query of an address.
+        text = re.sub(
+            r"(?i)([?&;]\w*(?:key|token|secret|sig|signature)=)[^&;\s]+", r"\1(removed)", text
+        )
+        return SECRET.sub("(removed)", text)
+    return tree
 
 
 def _find_logger(loggers: Any, kind: str) -> Any:

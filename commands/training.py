@@ -1,5 +1,6 @@
 """`litcam fit | validate | test | predict`: LightningCLI with litcam's defaults."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
@@ -10,13 +11,16 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger as AnyWandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 # Imported so that configs can name these classes without their path.
 import litcam.callbacks
 import litcam.datamodules
 import litcam.lightning_modules  # noqa: F401
-from litcam.commands import run_folder
-from litcam.commands.config_files import BASE, find_configs, name_of_run
+from litcam.commands import help_page, run_folder
+from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
+from litcam.commands.parser import Parser
+from litcam.commands.summary import describe, summarise
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -24,19 +28,26 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 class SaveConfig(SaveConfigCallback):
     """Keeps the whole resolved config, without secrets, in the run's folder and in W&B."""
 
+    folder: Path | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Asks for the folder on every process, which `save_config` may not."""
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        SaveConfig.folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts back what a resumed run measured before."""
+        run_folder.restore_metrics(trainer)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes `config.yaml` and W&B's config, and the W&B run's id for a later resume."""
-        if getattr(trainer, "fast_dev_run", False):
+        if trainer.fast_dev_run:
             return
-        config = run_folder.redact(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = run_folder.redact(run_folder.without_place(config))
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / self.config_filename).write_text(yaml.safe_dump(config, sort_keys=False))
         for logger in trainer.loggers:
@@ -58,54 +69,73 @@ class LitcamCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Decides on the run's folder."""
-        if self.subcommand == "fit":
-            run_folder.prepare(self.config.fit, self.run_name)
+        config = self.config[self.subcommand]
+        # The link would replace it without a word.
+        self._asked_classes = config.model.get("init_args", {}).get("num_classes")
+        run_folder.prepare(config, self.run_name, self.subcommand)
+        if not config.trainer.logger:
+            # It refuses to run without a logger.
+            config.trainer.callbacks = [
+                callback
+                for callback in config.trainer.callbacks or []
+                if not callback.class_path.endswith("LearningRateMonitor")
+            ]
+        if self.subcommand != "fit" and not config.get("ckpt_path"):
+            rank_zero_info("No --ckpt_path: the weights are those the model starts with")
+
+    def after_instantiate_classes(self) -> None:
+        """Holds the number of classes that was asked for against the data's.
+
+        Raises:
+            ValueError: they differ.
+        """
+        asked, found = self._asked_classes, getattr(self.datamodule, "num_classes", None)
+        parameter = inspect.signature(type(self.model)).parameters.get("num_classes")
+        default = parameter and parameter.default
+        if asked not in (None, default, found):
+            raise ValueError(
+                f"--model.num_classes {asked} disagrees with the data, which have {found} classes; "
+                "leave it out: it comes from the data"
+            )
+
+    def before_fit(self) -> None:
+        """Says what is trained."""
+        rank_zero_info(describe(self.model))
 
     def after_fit(self) -> None:
         """Says how it went, where everything is, and how to look at it."""
-        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             print(summarise(self.trainer))
 
+    after_validate = after_test = after_fit
 
-def run(args: Sequence[str]) -> LitcamCLI:
+
+def run(args: Sequence[str]) -> LitcamCLI | None:
     """Runs one of `SUBCOMMANDS`, the first of `args`, with the options after it."""
+    if not {"-h", "--help"}.isdisjoint(args):
+        print(help_page.page(args[0], packaged_configs()))
+        return None
     _calm_console()
-    args = find_configs(args)
+    SaveConfig.folder = None
     LitcamCLI.run_name = name_of_run(args)
+    words = ["--help" if arg == "--help-all" else arg for arg in find_configs(args)]
     parser = {"default_config_files": [str(BASE)]}
-    return LitcamCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        parser_kwargs=dict.fromkeys(SUBCOMMANDS, parser),
-        args=args,
-    )
-
-
-def summarise(trainer: Trainer) -> str:
-    """The last lines of a run."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    metrics = trainer.callback_metrics
-    right = (
-        f"Right on {metrics['val/acc1']:.1%} of the validation images. "
-        if ("val/acc1" in metrics)
-        else ""
-    )
-    lines = [f"{right}Everything is in {folder}"]
-    if (folder / "gradcam").exists():
-        newest = max((folder / "gradcam").glob("epoch-*/sheet.jpg"), default=None)
-        lines.append(f"Where it looks: {newest}")
-    for logger in trainer.loggers:
-        if isinstance(logger, AnyWandbLogger):
-            offline = logger.experiment.settings._offline
-            place = Path(logger.experiment.dir).parent
-            shown = (
-                Path(place).relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
-            )
-            lines.append(f"Show the run: wandb leet {shown}" if offline else logger.experiment.url)
-    return "\n".join(lines)
+    try:
+        return LitcamCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            parser_class=Parser,
+            parser_kwargs=dict.fromkeys(SUBCOMMANDS, parser),
+            args=words,
+        )
+    except BaseException:
+        # Ctrl-C as well: Lightning has made an exit of it, and saved last.ckpt.
+        if args[0] == "fit" and (line := run_folder.how_to_go_on(SaveConfig.folder, args)):
+            print(line)
+        raise
 
 
 def _calm_console() -> None:
@@ -113,10 +143,17 @@ def _calm_console() -> None:
     for message in (
         "LeafSpec",
         "does not have many workers",
+        "worker processes in total",
         "is not empty",
         "args parameter",
         "logging interval",
+        "The dirpath has changed",
     ):
         warnings.filterwarnings("ignore", f".*{message}.*")
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    tips.addFilter(lambda record: "Tip:" not in record.getMessage())
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(noise in message for noise in ("Tip:", "TPU available", "HPU available"))

@@ -14,6 +14,7 @@ from litcam.explain.networks import (
     detach,
     find_images,
     find_logits,
+    frozen,
     run_eagerly,
     unwrap,
 )
@@ -117,10 +118,17 @@ class CAM:
             raise RuntimeError(self.failure)
         if self.logits is None or self._activations is None or self.target_layer is None:
             raise RuntimeError("no forward was recorded: call the network inside `with CAM(...)`")
-        with torch.inference_mode(False), torch.no_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            # Autocast would turn the float32 sums over channels back into bfloat16.
+            stack.enter_context(torch.autocast(self.logits.device.type, enabled=False))
+            if not self._training_through:
+                # As in the forward: gradient checkpointing runs part of it again and compares.
+                stack.enter_context(frozen(self.network))
             table = self._as_table(classes, self.logits)
             maps = torch.stack([self._explain(column) for column in table.unbind(1)], 1)
-        several = isinstance(classes, Tensor | Sequence) and torch.as_tensor(classes).ndim == 2
+        several = classes is not None and torch.as_tensor(classes).ndim == 2
         return maps if several else maps[:, 0]
 
     def heatmaps(self, classes: Classes = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -154,6 +162,9 @@ class CAM:
             self._call.enter_context(torch.no_grad())
             args, kwargs = copy_inference(args), copy_inference(kwargs)
         self._call.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        if not self._training_through:
+            # A network that caches something made of its parameters would keep a graph in it.
+            self._call.enter_context(frozen(self.network))
         if self._given is not None:
             hook = self._given[1].register_forward_hook(self._at_target_layer)
             self._call.callback(hook.remove)
@@ -166,6 +177,9 @@ class CAM:
     def _at_target_layer(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         name = self._given[0] if self._given else ""
         assert self.images is not None
+        if self._activations is not None:
+            self.failure = f"layer {name} is called more than once in a forward"
+            return None
         if not isinstance(output, Tensor):
             self.failure = f"layer {name} returns a {type(output).__name__}, not a tensor"
             return None
@@ -193,7 +207,12 @@ class CAM:
         if output is not None:
             self._finish(output)
         self._end_call()
-        return detach(output) if plain and output is not None else None
+        return detach(output) if plain and output is not None and not self._is_within() else None
+
+    def _is_within(self) -> bool:
+        """Whether another CAM records this call as well, and still needs the graph."""
+        owners = [getattr(h, "__self__", None) for h in self.network._forward_hooks.values()]
+        return any(isinstance(o, CAM) and o is not self and o._in_call for o in owners)
 
     def _finish(self, output: Any) -> None:
         logits, name = find_logits(output), type(self.network).__name__
@@ -202,20 +221,24 @@ class CAM:
             self.failure = f"{name} returns {shape}, not logits (batch, num_classes)"
         elif self._survey is not None:
             self._survey.close()
-            if not logits.requires_grad:
+            if self._survey.num_candidates and not logits.requires_grad:
                 self.failure = self._no_graph(name)
                 return
             try:
                 self.target_layer, self._activations = self._survey.choose(logits)
                 self._given = self.target_layer.name, self.target_layer.module
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
+                # Raised here it would break the caller's forward.
                 self.failure = str(error)
         elif self._activations is None and not self.failure:
             layer = self._given[0] if self._given else ""
             self.failure = f"layer {layer} was not called in the forward of {name}"
         elif not logits.requires_grad and not self.failure:
             self.failure = self._no_graph(name)
-        self.logits = logits
+        if logits is not None:
+            # A clone, because the caller may go on with the logits in place.
+            with torch.enable_grad():
+                self.logits = logits.clone()
 
     @staticmethod
     def _no_graph(name: str) -> str:
@@ -286,5 +309,7 @@ def find_target_layer(network: nn.Module, images: Tensor) -> TargetLayer:
         for module, training in modes:
             module.training = training
     if cam.target_layer is None:
-        raise ValueError(cam.failure)
+        raise ValueError(
+            cam.failure or "images must be one tensor (batch, channels, height, width)"
+        )
     return cam.target_layer

@@ -3,12 +3,13 @@
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -28,6 +29,19 @@ def run_eagerly() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """No parameter requires grad meanwhile."""
+    parameters = [p for p in network.parameters() if p.requires_grad and not is_lazy(p)]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

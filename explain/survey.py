@@ -31,17 +31,22 @@ class Survey:
         self._candidates: deque[tuple[int, Candidate]] = deque(maxlen=NUM_CANDIDATES)
         self._calls: Counter[nn.Module] = Counter()
         self._after_pool = False
-        self._num_saved = 0
-        self._saved: dict[int, Tensor] = {}
+        self._saved = _SavedTensors()
         self._stack = ExitStack()
         for name, module in network.named_modules():
             if module is not network:
                 hook = module.register_forward_hook(self._record(name))
                 self._stack.callback(hook.remove)
-        if not keep_graph:
+        # Checkpointing saves the inputs of a whole block first, and keeps memory low by itself.
+        if not keep_graph and not _checkpoints(network):
             self._stack.enter_context(
-                torch.autograd.graph.saved_tensors_hooks(self._save, self._saved.__getitem__)
+                torch.autograd.graph.saved_tensors_hooks(self._saved.pack, self._saved.unpack)
             )
+
+    @property
+    def num_candidates(self) -> int:
+        """How many feature maps are at hand."""
+        return len(self._candidates)
 
     def close(self) -> None:
         """Takes the hooks off; the graph stays usable."""
@@ -70,23 +75,44 @@ class Survey:
                 return None
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            self._candidates.append((self._num_saved, Candidate(name, module, output, layout)))
-            self._forget()
+            self._candidates.append((self._saved.count, Candidate(name, module, output, layout)))
+            self._saved.forget(self._candidates[0][0])
             # A clone, because an in-place ReLU may follow.
             return output.clone()
 
         return after
 
-    def _save(self, tensor: Tensor) -> int:
-        self._num_saved += 1
-        self._saved[self._num_saved] = tensor
-        return self._num_saved
 
-    def _forget(self) -> None:
+class _SavedTensors:
+    """What autograd saves, apart from the graph: a tensor here that led to it would keep both."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(self, tensor: Tensor) -> int:
+        self.count += 1
+        self.kept[self.count] = tensor.detach(), tensor._version
+        return self.count
+
+    def unpack(self, number: int) -> Tensor:
+        if number not in self.kept:
+            raise RuntimeError("gradient checkpointing hides the graph: pass target_layer")
+        tensor, version = self.kept[number]
+        if tensor._version != version:  # autograd cannot check it for tensors it did not keep
+            raise RuntimeError("an in-place operation changed a tensor that the gradient needs")
+        return tensor
+
+    def forget(self, oldest: int) -> None:
         """Drops what only layers before the oldest candidate need for their backward."""
-        oldest = self._candidates[0][0]
-        while self._saved and (first := next(iter(self._saved))) <= oldest:
-            del self._saved[first]
+        while self.kept and (first := next(iter(self.kept))) <= oldest:
+            del self.kept[first]
+
+
+def _checkpoints(network: nn.Module) -> bool:
+    """Whether timm's or Hugging Face's switch for gradient checkpointing is on."""
+    switches = ("grad_checkpointing", "gradient_checkpointing")
+    return any(getattr(module, name, False) for module in network.modules() for name in switches)
 
 
 def _makes_features(module: nn.Module) -> bool:

@@ -66,7 +66,7 @@ def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str,
         kind, where = type(target_layer).__name__, type(network).__name__
         raise ValueError(f"target_layer, a {kind}, is not a part of the network, a {where}")
     # `blocks[-1].norm1`, as papers and other tools write it.
-    name = _resolve_indices(network, target_layer)
+    name = resolve_indices(network, target_layer)
     if name in modules and name:
         return name, modules[name]
     near = get_close_matches(target_layer, modules, n=4, cutoff=0.5) or list(modules)[1:][-4:]
@@ -76,7 +76,8 @@ def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str,
     )
 
 
-def _resolve_indices(network: nn.Module, name: str) -> str:
+def resolve_indices(network: nn.Module, name: str) -> str:
+    """`blocks[-1].norm1` as `named_modules` has it: `blocks.11.norm1`."""
     parts: list[str] = []
     for part in name.replace("[", ".").replace("]", "").split("."):
         if part.startswith("-") and part[1:].isdigit():

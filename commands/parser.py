@@ -1,0 +1,89 @@
+"""The parser of `litcam fit` and its like: what it cannot read, it says in one line."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from typing import NoReturn
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+
+from litcam.commands import errors
+
+# What jsonargparse says about the types it tried, beside the one that matters.
+NOISE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value|"
+    r"- Expected a path but|class_path 'lightning.Callback'"
+)
+KINDS = {"model": LightningModule, "data": LightningDataModule, "trainer.callbacks": Callback}
+KINDS["trainer.logger"] = Logger
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser with short messages."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program; within jsonargparse's own attempts, raises."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        errors.end(shorten(message, parser._option_string_actions))
+        raise AssertionError
+
+
+def shorten(message: str, options: Iterable[str]) -> str:
+    """The line that matters of jsonargparse's message, with close matches.
+
+    >>> shorten("unrecognized arguments: --ckptpath 3", ["--ckpt_path", "--trainer"])
+    "option '--ckptpath' does not exist; did you mean --ckpt_path?"
+    """
+    if match := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+        return errors.unknown("option", match[1], options)
+    key = _find(r'Parser key "([\w.]+)"', message)
+    owner = _find(r"given class_path '([\w.]+)'", message)
+    if option := _find(r"Option '(\w+)' is not accepted", message):
+        kind = f"--{key}: {owner.rpartition('.')[2]}'s option"
+        return errors.unknown(kind, option, _options(owner))
+    if name := _find(r"Expected a dot import path string: (\w+)", message):
+        return errors.unknown(f"class --{key}", name, _classes(key))
+    if names := _find(r"arguments are required: (.+)", message):
+        first = f"--{key}." if key else "--"
+        wanted = [first + name.strip().rpartition(".")[2] for name in names.split(",")]
+        return f"missing: {', '.join(wanted)}; `litcam fit --help` shows how a run is described"
+    return _rest(message)
+
+
+def _rest(message: str) -> str:
+    """What remains of a message about a value: the place, what was expected, the value."""
+    keys = re.findall(r'(?:Parser key|given class_path) ["\']([\w.]+)["\']', message)
+    value = _find(r"(?:Got value|Given value): (.+)", message)
+    lines = (line.strip(" -") for line in message.splitlines() if not NOISE.search(line))
+    kept = [line for line in lines if not re.match(r"Parser key|Problem with given", line)]
+    said = "; ".join(dict.fromkeys(line.partition(". Got value")[0] for line in kept if line))
+    said = re.sub(r"<class '(\w+)'>", r"\1", said).replace("Expected a ", "expected ")
+    given = "" if value is None or value in said else f", got {value}"
+    # The class says what the option's name already says.
+    place = ".".join(key for key in keys if not key.startswith("litcam."))
+    return f"--{place}: {said}{given}" if place else f"{said}{given}"
+
+
+def _find(pattern: str, message: str) -> str:
+    match = re.search(pattern, message)
+    return match[1] if match else ""
+
+
+def _options(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _classes(key: str) -> list[str]:
+    found, todo = set(), [KINDS.get(key.removesuffix("+"), LightningModule)]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        if kind.__module__.startswith("litcam.") or key.startswith("trainer"):
+            found.add(kind.__name__)
+    return sorted(found)

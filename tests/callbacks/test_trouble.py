@@ -1,0 +1,149 @@
+"""Nothing that goes wrong with a picture stops a training run, and nothing stays behind."""
+
+import gc
+import logging
+import pickle
+
+import lightning.pytorch.loggers as loggers
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from strangers import Stranger, count_hooks, make_trainer, read_lines
+from torch import nn
+
+from litcam.callbacks import GradCAM, grad_cam, image_logging
+
+
+@pytest.fixture
+def warned():
+    lines = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    keep, logger = Keep(logging.WARNING), logging.getLogger("lightning.pytorch.callbacks.litcam")
+    logger.addHandler(keep)
+    yield lines
+    logger.removeHandler(keep)
+
+
+class Wrap(nn.Module):
+    """A network whose logits go wrong in validation from the second epoch on."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.how, self.calls = Stranger().net, how, 0
+
+    def forward(self, images):
+        logits = self.inner(images)
+        self.calls += not self.training
+        return self.how(logits) if not self.training and self.calls > 5 else logits
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [(lambda x: x * torch.nan, "logits are not finite"), (lambda x: x * 0 + 1, "map is flat")],
+    ids=["nan", "constant"],
+)
+def test_logits_without_information_are_shown_as_such(how, words, warned, tmp_path):
+    trainer = make_trainer(GradCAM(), max_epochs=3)
+    trainer.fit(Stranger(Wrap(how)))
+    assert trainer.state.finished
+    assert len(warned) == 1 and words in warned[0]
+    text = (tmp_path / "gradcam" / "images.jsonl").read_text()
+    assert "NaN" not in text and words in text
+    assert len(read_lines(tmp_path / "gradcam")) == 3 * 16
+
+
+def test_nan_from_the_start_is_one_line(warned, tmp_path):
+    module = Stranger()
+    nn.init.constant_(module.net[-1].weight, torch.nan)
+    trainer = make_trainer(GradCAM())
+    trainer.fit(module)
+    assert trainer.state.finished and len(warned) == 1 and "not finite" in warned[0]
+
+
+def fail_after(number, error, function):
+    calls = []
+
+    def failing(*args, **kwargs):
+        calls.append(True)
+        if len(calls) > number:
+            raise error
+        return function(*args, **kwargs)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (grad_cam, "draw_views", ValueError("cannot draw")),
+        (image_logging, "_to_folder", OSError(28, "No space left on device")),
+        (grad_cam, "find_views", RuntimeError("inside a batch")),
+    ],
+)
+def test_trouble_is_said_once_and_what_was_written_stays(
+    owner, name, error, warned, tmp_path, monkeypatch
+):
+    passes = 3 if name == "find_views" else 1
+    monkeypatch.setattr(owner, name, fail_after(passes, error, getattr(owner, name)))
+    module = Stranger()
+    trainer = make_trainer(GradCAM(), max_epochs=3)
+    trainer.fit(module)
+    assert trainer.state.finished and trainer.current_epoch == 3
+    assert len(warned) == 1 and "training goes on" in warned[0] and str(error) in warned[0]
+    lines = read_lines(tmp_path / "gradcam")
+    assert len(lines) == 16
+    assert all((tmp_path / "gradcam" / line["file"]).stat().st_size for line in lines)
+    assert count_hooks(module) == 0
+
+
+def test_disk_full_in_the_middle_of_a_picture(warned, tmp_path, monkeypatch):
+    save = fail_after(5, OSError(28, "No space left on device"), image_logging.Image.Image.save)
+    monkeypatch.setattr(image_logging.Image.Image, "save", save)
+    trainer = make_trainer(GradCAM())
+    trainer.fit(Stranger())
+    assert trainer.state.finished and len(warned) == 1 and "No space left" in warned[0]
+    assert len(read_lines(tmp_path / "gradcam")) == 5
+
+
+def test_logger_that_raises(warned, tmp_path, monkeypatch):
+    logger = loggers.TensorBoardLogger(tmp_path)
+    broken = fail_after(0, ConnectionError("gone"), None)
+    monkeypatch.setattr(logger.experiment, "add_image", broken)
+    trainer = make_trainer(GradCAM(), logger=logger)
+    trainer.fit(Stranger())
+    assert trainer.state.finished and len(warned) == 1 and "gone" in warned[0]
+    assert len(read_lines(tmp_path / "version_0" / "gradcam")) + len(
+        list(tmp_path.rglob("predicted-*.jpg"))
+    )
+
+
+def test_nothing_grows_over_twenty_epochs():
+    counts, tensors = [], []
+
+    class Count(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            counts.append(count_hooks(module))
+            if trainer.current_epoch not in (2, 19):
+                return
+            gc.collect()
+            tensors.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+
+    module = Stranger()
+    make_trainer(GradCAM(), Count(), max_epochs=20).fit(module)
+    assert set(counts) == {0}
+    assert tensors[1] <= tensors[0]
+
+
+def test_pickles_before_and_after_a_run(tmp_path):
+    cam = GradCAM(num_images=3, classes=["true"])
+    for _ in range(2):
+        again = pickle.loads(pickle.dumps(cam))
+        assert again.num_images == 3 and again.classes == ("true",)
+        trainer = make_trainer(again, max_epochs=1)
+        trainer.fit(Stranger())
+        cam = again
+    assert len(read_lines(tmp_path / "gradcam")) == 6

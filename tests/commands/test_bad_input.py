@@ -1,0 +1,107 @@
+"""Mistakes of a user: one line, exit code 2, no traceback, nothing lost."""
+
+import pytest
+import torch
+from PIL import Image
+
+from litcam.train import main
+
+OPTIONS = {
+    "trainer.accelerator": "cpu",
+    "trainer.logger.offline": "true",
+    "trainer.enable_progress_bar": "false",
+    "trainer.max_epochs": "1",
+    "model.backbone": "resnet10t",
+    "data.image_size": "32",
+    "data.batch_size": "4",
+}
+SMALL = [f"--{name}={value}" for name, value in OPTIONS.items()]
+FIT = ["fit", "--config", "finetune_resnet34.yaml", *SMALL]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    root = tmp_path / "photos"
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(8):
+                noise = torch.randint(0, 256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(noise.numpy()).save(folder / f"{index}.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat" / "train").mkdir(parents=True)
+    (tmp_path / "flat/train/a.jpg").write_bytes((root / "val/cat/0.jpg").read_bytes())
+    for split in ("train", "val"):
+        (tmp_path / "one" / split / "cat").mkdir(parents=True)
+        image = tmp_path / "one" / split / "cat" / "a.jpg"
+        image.write_bytes((root / "val/cat/0.jpg").read_bytes())
+    return root
+
+
+@pytest.fixture
+def refuse(photos, capsys):
+    def refuse(args):
+        with pytest.raises(SystemExit) as end:
+            main(args)
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        mine = [line for line in lines if line.startswith("litcam: ")]
+        assert len(mine) == 1
+        assert lines[-1] == mine[0]
+        assert "Traceback" not in "".join(lines)
+        return mine[0]
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data.root", "nowhere"], ["nowhere does not exist"]),
+        (["--data.root", "empty"], ["empty is empty", "train/<class>"]),
+        (["--data.root", "flat"], ["is flat", "sort the images"]),
+        (["--data.root", "one"], ["only one class, 'cat'"]),
+        ([], ["missing: --data.root"]),
+        (["--data.root", "photos", "--model.backbone", "resnet43"], ["resnet43", "resnet34"]),
+        (["--data.root", "photos", "--model.num_classes", "7"], ["7", "2 classes"]),
+        (["--data.root", "photos", "--model.lrr", "3"], ["--model", "'lrr'", "lr"]),
+        (["--data.root", "photos", "--data.rot", "3"], ["'rot'", "mean root?"]),
+        (["--data.root", "photos", "--model.lr", "abc"], ["--model.lr: expected float, got abc"]),
+        (["--data.root", "photos", "--data.batch_size", "0"], ["batch_size must be at least 1"]),
+        (["--data.root", "photos", "--trainer.max_epochs", "abc"], ["max_epochs: expected int"]),
+        (["--data.root", "photos", "--trainer.max_epochz", "3"], ["mean --trainer.max_epochs"]),
+        (["--data.root", "photos", "--ckpt_path", "none.ckpt"], ["none.ckpt does not exist"]),
+        (["--data.root", "photos", "--model", "Clasifier"], ["'Clasifier'", "mean Classifier"]),
+        (["--data.root", "photos", "--trainer.callbacks+=GradCM"], ["'GradCM'", "GradCAM"]),
+        (["--data.root", "photos", "--trainer.callbacks.num_imags", "4"], ["mean num_images"]),
+        (["--data.root", "photos", "--trainer.callbacks.target_layer", "layr4"], ["layr4"]),
+    ],
+)
+def test_a_mistake_is_one_line(refuse, options, said):
+    line = refuse([*FIT, *options])
+    assert all(part in line for part in said)
+
+
+def test_a_command_that_does_not_exist(refuse):
+    assert "'fitt' does not exist; did you mean fit" in refuse(["fitt"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(refuse):
+    trainer = ["--trainer", "trainer/gpu.yaml", "--data.root", "photos"]
+    line = refuse(["fit", "--config", "finetune_resnet34.yaml", *trainer])
+    assert "trainer/cpu.yaml" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_keeps_what_was_written(refuse, photos, workers):
+    (photos / "train/cat/3.jpg").write_bytes(b"nonsense")
+    line = refuse([*FIT, "--data.root", "photos", "--data.num_workers", str(workers)])
+    assert "train/cat/3.jpg" in line
+    run = photos.parent / "runs/finetune_resnet34/version_0"
+    assert (run / "config.yaml").exists()
+    assert (run / "checkpoints/last.ckpt").exists()

@@ -1,0 +1,152 @@
+"""`litcam fit` from the first line to the last: the folder, resuming, validating, W&B's config."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import wandb
+import yaml
+
+from litcam.commands import run_folder
+from litcam.train import main
+
+OPTIONS = {
+    "model": "Classifier",
+    "model.backbone": "resnet10t",
+    "model.backbone_args.channels": "[8,8,16,16]",
+    "data": "SyntheticDataModule",
+    "data.num_train": "64",
+    "data.num_val": "32",
+    "data.image_size": "32",
+    "data.batch_size": "16",
+    "trainer.max_epochs": "1",
+    "trainer.accelerator": "cpu",
+    "trainer.enable_progress_bar": "false",
+}
+TINY = [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]
+OFFLINE = ["--trainer.logger.offline", "true"]
+
+
+@pytest.fixture
+def litcam(tmp_path, monkeypatch, capsys):
+    """Runs the program in an empty folder, each time with a W&B run of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for kind in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / "wandb-own"))
+
+    def litcam(*args):
+        main(list(args))
+        config = dict(wandb.run.config) if wandb.run else {}
+        wandb.finish()
+        return capsys.readouterr().out, config
+
+    yield litcam
+    wandb.finish()
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_its_resume_and_its_validation(litcam, tmp_path):
+    out, config = litcam("fit", *TINY, *OFFLINE)
+    first = tmp_path / "runs/fit/version_0"
+    assert {path.name for path in first.iterdir()} >= {"config.yaml", "metrics.csv", "gradcam"}
+    assert {path.name for path in (first / "checkpoints").iterdir()} >= {"last.ckpt"}
+    assert list((first / "checkpoints").glob("best*.ckpt"))
+    lines = out.strip().splitlines()[-3:]
+    assert "of the validation images. Everything is in runs/fit/version_0" in lines[0]
+    assert (tmp_path / lines[1].removeprefix("Where it looks: ")).is_file()
+    assert (tmp_path / lines[2].removeprefix("Show the run: wandb leet ")).is_dir()
+    # The whole config, as it is in the file.
+    assert config == yaml.safe_load((first / "config.yaml").read_text())
+
+    run_id, before = (first / run_folder.WANDB_ID).read_text(), rows(first)
+    litcam("fit", *TINY, *OFFLINE, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    after = rows(first)
+    assert after[: len(before)] == before
+    assert len(after) == 2 * len(before)
+    assert (first / run_folder.WANDB_ID).read_text() == run_id
+    assert [path.name for path in first.parent.iterdir()] == ["version_0"]
+
+    # What was kept starts a run of its own.
+    litcam("fit", "--config", str(first / "config.yaml"), "--trainer.max_epochs", "1")
+    second = tmp_path / "runs/fit/version_1"
+    assert [row["val/loss"] for row in rows(second)] == [row["val/loss"] for row in before]
+    assert (second / run_folder.WANDB_ID).read_text() != run_id
+
+    # Weights are loaded: the numbers are those of the run's end.
+    checkpoint = str(second / "checkpoints/last.ckpt")
+    out, _ = litcam("validate", *TINY, *OFFLINE, "--ckpt_path", checkpoint)
+    measured = rows(tmp_path / "runs/fit/validate/version_0")[0]
+    assert float(measured["val/loss"]) == pytest.approx(float(before[0]["val/loss"]), abs=1e-5)
+    assert "Right on" in out
+
+
+def test_nothing_to_resume_starts_anew(litcam, tmp_path, caplog):
+    off = ["--trainer.logger", "false"]
+    litcam("fit", *TINY, *off, "--ckpt_path", "last")
+    # Without a logger, everything lies in the current folder.
+    assert (tmp_path / "config.yaml").exists()
+    assert (tmp_path / "gradcam").is_dir()
+
+
+def test_fast_dev_run_leaves_nothing(litcam, tmp_path):
+    litcam("fit", *TINY, *OFFLINE, "--trainer.fast_dev_run", "true")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_demo_says_where_its_pictures_are(litcam, tmp_path):
+    small = ["--data.num_train", "64", "--data.num_val", "32", "--trainer.max_epochs", "1"]
+    out, _ = litcam("demo", *small, "--trainer.enable_progress_bar", "false")
+    *_, picture, place, _ = out.strip().splitlines()
+    assert (tmp_path / picture.removeprefix("Where it looks: ")).is_file()
+    assert (tmp_path / place.removeprefix("Show the run: wandb leet ")).is_dir()
+
+
+SECRETS = [
+    "0123456789abcdef" * 3,
+    "wandb_v1_abc",
+    "AKIAABCDEFGHIJKLMNOP",
+    f"hf_{'a' * 30}",
+    f"ghp_{'b' * 36}",
+    f"sk-{'c' * 40}",
+    "s3://me:pass@host/photos",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_what_looks_like_a_key_is_removed(secret):
+    kept = run_folder.redact({"model": [{"encoder": secret}], "api_key": "plain", "lr": 0.1})
+    assert kept["api_key"] == "(removed)"
+    assert kept["lr"] == 0.1
+    assert secret not in str(kept)
+    assert "(removed)" in kept["model"][0]["encoder"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_calmly_and_last_goes_on(tmp_path):
+    words = [*TINY, "--trainer.max_epochs", "100000", "--trainer.logger.offline", "true"]
+    script = "import sys; from litcam.train import main; main(sys.argv[1:])"
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    with (tmp_path / "said").open("w") as said:
+        program = [sys.executable, "-c", script, "fit", *words]
+        process = subprocess.Popen(program, cwd=tmp_path, stdout=said, stderr=said, env=environment)
+        last = tmp_path / "runs/fit/version_0/checkpoints/last.ckpt"
+        deadline = time.monotonic() + 90
+        while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    text = (tmp_path / "said").read_text()
+    assert last.exists(), text
+    assert "Traceback" not in text
+    assert "Stopped. To go on: litcam fit" in text
+    assert text.count("--ckpt_path last") == 1
+    assert rows(last.parents[1])

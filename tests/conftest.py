@@ -1,0 +1,51 @@
+"""Every test alone: its own working directory, no W&B settings of the machine, one seed."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CALM = (
+    # Tests load a handful of images: worker processes would take longer than the work.
+    "ignore:The '.*_dataloader' does not have many workers",
+    "ignore:Your `val_dataloader`'s sampler has shuffling enabled",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+
+def pytest_configure(config):
+    for line in CALM:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in {"WANDB_MODE", "WANDB_DIR", *(n for n in os.environ if n.startswith("WANDB_"))}:
+        # Set first, so that what a test leaves there (Lightning's offline=True) is undone as well.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    torch.manual_seed(0)
+    # Threads that wait for each other cost more than these tiny networks.
+    torch.set_num_threads(1)
+    yield
+    if "wandb" in sys.modules:
+        import wandb
+
+        wandb.finish()
+        # The settings are read once for each process, and teardown forgets them.
+        wandb.teardown()
+
+
+@pytest.fixture
+def photos():
+    """Real photos of cats and dogs, in class folders under `train` and `val`."""
+    folder = os.environ.get("LITCAM_TEST_DATA", "")
+    if not folder:
+        pytest.skip("LITCAM_TEST_DATA is not set: no real photos here")
+    return Path(folder) / "pets"

@@ -1,0 +1,88 @@
+"""Every config file goes through the parser, and does what the command line promises."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+from litcam.train import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "base.yaml")
+TRAINERS = sorted(f"trainer/{path.name}" for path in CONFIGS.glob("trainer/*.yaml"))
+
+
+@pytest.fixture
+def resolve(tmp_path, monkeypatch, capsys):
+    """The config that a command line means, from a folder that is not the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+    def resolve(config, *args):
+        root = [] if "demo" in config else ["--data.root", "photos"]
+        with pytest.raises(SystemExit) as end:
+            main(["fit", "--config", config, *root, *args, "--print_config"])
+        assert not end.value.code
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return resolve
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS)
+def test_a_file_parses_and_is_short(resolve, config):
+    found = resolve(config)
+    backbone = found["model"]["init_args"]["backbone"]
+    assert timm.is_model(backbone)
+    # The number of classes comes from the data, the data's normalisation from the backbone.
+    assert "num_classes" not in found["model"]["init_args"]
+    assert "backbone" not in found["data"]["init_args"]
+    last = found["trainer"]["callbacks"][-1]
+    assert last["class_path"] == "litcam.callbacks.GradCAM"
+    assert len((CONFIGS / config).read_text().splitlines()) <= 15
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("config", EXPERIMENTS)
+def test_a_file_parses_with_each_trainer(resolve, config, trainer):
+    found = resolve(config, "--trainer", trainer)["trainer"]
+    wanted = yaml.safe_load((CONFIGS / trainer).read_text())
+    assert {name: found[name] for name in wanted} == wanted
+    assert found["max_epochs"] == resolve(config)["trainer"]["max_epochs"]
+
+
+def test_options_win_over_files(resolve):
+    options = ["--model.lr", "3e-4", "--trainer.max_epochs", "2"]
+    found = resolve("configs/finetune_resnet34.yaml", *options, "--trainer.callbacks.num_images=4")
+    assert found["model"]["init_args"]["lr"] == 3e-4
+    assert found["trainer"]["max_epochs"] == 2
+    assert found["trainer"]["callbacks"][-1]["init_args"]["num_images"] == 4
+
+
+def test_callbacks_are_added_by_a_plus(resolve, tmp_path):
+    callback = "{class_path: EarlyStopping, init_args: {monitor: val/loss}}"
+    (tmp_path / "mine.yaml").write_text(f"trainer: {{callbacks+: [{callback}]}}\n")
+    names = [
+        callback["class_path"].rpartition(".")[2]
+        for callback in resolve("demo.yaml", "--config", "mine.yaml")["trainer"]["callbacks"]
+    ]
+    assert names[-2:] == ["GradCAM", "EarlyStopping"]
+    assert names[:3] == ["LearningRateMonitor", "ModelCheckpoint", "ModelCheckpoint"]
+
+
+def test_short_names_of_classes(resolve):
+    classes = ["--model", "Classifier", "--data", "SyntheticDataModule"]
+    found = resolve("demo.yaml", *classes, "--trainer.callbacks+=GradCAM")
+    assert found["model"]["class_path"] == "litcam.lightning_modules.Classifier"
+    assert found["data"]["class_path"] == "litcam.datamodules.SyntheticDataModule"
+    assert len(found["trainer"]["callbacks"]) == 5
+
+
+def test_a_misspelt_file_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "configs/finetune_resnet43.yaml"])
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "'finetune_resnet43.yaml' does not exist" in line
+    assert "finetune_resnet34.yaml" in line
