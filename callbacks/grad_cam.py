@@ -3,17 +3,24 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
-from litcam.callbacks.heatmap_views import Explained, Names, draw_views, find_views
-from litcam.callbacks.image_logging import current_step, log_images, picture_folder
+from litcam.callbacks.explained import Explained, Names, explain_images, find_views
+from litcam.callbacks.heatmap_views import draw_views
+from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
 from litcam.callbacks.recorder import Recorder
-from litcam.callbacks.shown_images import Pixels, ShownImages, find_dataset, find_labels
+from litcam.callbacks.shown_images import (
+    Pixels,
+    ShownImages,
+    find_dataset,
+    find_labels,
+    find_loaders,
+)
 from litcam.explain import CAM
 from litcam.explain.methods import find_method
 
@@ -196,7 +203,7 @@ class GradCAM(Callback):
         if not self._active:
             return
         # Every process comes here, whatever failed before: this is the one collective.
-        parts = _gather(trainer, (self._explained, self._notes, self._choice))
+        parts = gather(trainer, (self._explained, self._notes, self._choice))
         self._explained, self._notes = [], []
         if trainer.is_global_zero:
             # Where no index is known, every process counts its images from zero: keep the first's.
@@ -223,7 +230,7 @@ class GradCAM(Callback):
 
     def _choose_images(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
         if index not in self._shown:
-            loaders, batches = _loaders(trainer)
+            loaders, batches = find_loaders(trainer)
             loader = loaders[index]
             shown = ShownImages.choose(
                 trainer, loader, batches[index], self.indices, self.num_images
@@ -249,26 +256,13 @@ class GradCAM(Callback):
         self._notes += problems
         if not views:
             return
-        rows = list(positions)
-        maps = cam(torch.stack(list(views.values()), 1))[rows].cpu().numpy()
         pixels = Pixels.find(trainer, cam.network, loader, (self.mean, self.std))
-        photos = pixels.to_pixels(cam.images, rows)
-        probabilities = cam.logits.detach()[rows].float().softmax(1).cpu().numpy()
+        photos = pixels.to_pixels(cam.images, list(positions))
         layer = f"{self._recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
         made_by = {"layer": layer, "grid": list(cam.target_layer.grid), "method": self.method}
-        for place, row in enumerate(rows):
-            self._explained.append(
-                Explained(
-                    index=positions[row],
-                    dataloader_idx=dataloader_idx,
-                    photo=photos[place],
-                    maps=maps[place],
-                    views={view: int(classes[row]) for view, classes in views.items()},
-                    label=None if labels is None else int(labels[row]),
-                    probabilities=probabilities[place],
-                    made_by=made_by,
-                )
-            )
+        self._explained += explain_images(
+            cam, positions, views, labels, photos, dataloader_idx, made_by
+        )
         self._seen[dataloader_idx] |= set(positions.values())
         order = (
             "by dataset index" if shown.by_index else "the first that pass: their index is unknown"
@@ -306,7 +300,7 @@ class GradCAM(Callback):
             epoch, step = trainer.current_epoch, current_step(trainer)
             names = {
                 index: Names.find(trainer, find_dataset(loader))
-                for index, loader in enumerate(_loaders(trainer)[0])
+                for index, loader in enumerate(find_loaders(trainer)[0])
             }
             prefix = f"{'test' if trainer.testing else 'val'}/{self.name}"
             views = draw_views(explained, names, prefix, f"epoch {epoch}, step {step}")
@@ -318,22 +312,3 @@ class GradCAM(Callback):
 
 def _give_up(error: Exception) -> str:
     return f"stops, training goes on ({type(error).__name__}: {error})"
-
-
-def _loaders(trainer: pl.Trainer) -> tuple[list[Any], Sequence[float]]:
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-    flat = CombinedLoader(loaders, "sequential").flattened
-    return flat, batches
-
-
-Part = TypeVar("Part")
-
-
-def _gather(trainer: pl.Trainer, part: Part) -> list[Part]:
-    """Every process's part on rank zero, and nothing elsewhere."""
-    if trainer.world_size == 1 or not torch.distributed.is_initialized():
-        return [part]
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.gather_object(part, parts if trainer.is_global_zero else None)
-    return parts if trainer.is_global_zero else []

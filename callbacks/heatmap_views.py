@@ -1,131 +1,14 @@
 """From explained images to the pictures of a `GradCAM` callback: one view a class rule."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from litcam.callbacks.explained import Explained, Names
 from litcam.callbacks.image_logging import LoggedImage
-from litcam.explain.figures import Picture, enlarge, overlay
+from litcam.explain.figures import enlarge, overlay
 from litcam.explain.methods import scale_maps
-
-
-@dataclass
-class Explained:
-    """One image with its maps, small enough to be gathered from every process.
-
-    Attributes:
-        index: its place in the dataset.
-        dataloader_idx: which of several validation loaders it came from.
-        photo: what the network saw, uint8 `(height, width, 3)`.
-        maps: one map a view at the layer's grid, `(views, h, w)`, after the ReLU, unscaled.
-        views: view to class number, in the order of `maps`.
-        label: the true class, or None where the batch does not tell.
-        probabilities: `(num_classes,)`.
-        made_by: layer, grid and method, for the record.
-    """
-
-    index: int
-    dataloader_idx: int
-    photo: Picture
-    maps: npt.NDArray[np.float32]
-    views: dict[str, int]
-    label: int | None
-    probabilities: npt.NDArray[np.float32]
-    made_by: dict[str, Any]
-
-    @property
-    def predicted(self) -> int:
-        """The class of highest probability."""
-        return int(self.probabilities.argmax())
-
-    @property
-    def problem(self) -> str:
-        """Why there is nothing to see, or an empty line."""
-        if not np.isfinite(self.probabilities).all():
-            return "logits are not finite"
-        if not np.isfinite(self.maps).all():
-            return "map is not finite"
-        flat = self.maps.max((1, 2)) - self.maps.min((1, 2)) <= 1e-6 * self.maps.max((1, 2))
-        return "map is flat" if flat.any() else ""
-
-
-@dataclass
-class Names:
-    """What classes and images are called, asked of the data."""
-
-    classes: Sequence[str]
-    keys: Sequence[str]
-
-    @classmethod
-    def find(cls, trainer: pl.Trainer, dataset: Any) -> "Names":
-        """The datamodule's `class_names`, else the dataset's `classes`, else numbers."""
-        classes = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-        keys = getattr(dataset, "keys", None)
-        return cls(
-            list(classes or getattr(dataset, "classes", None) or []),
-            keys if isinstance(keys, Sequence) else [],
-        )
-
-    def of_class(self, number: int) -> str:
-        """The name of a class."""
-        return self.classes[number] if number < len(self.classes) else f"class {number}"
-
-    def of_image(self, index: int) -> str:
-        """The name of an image."""
-        return self.keys[index] if index < len(self.keys) else f"image {index}"
-
-    def find_class(self, wanted: str | int, num_classes: int) -> int:
-        """The number of a class given by name or number.
-
-        Raises:
-            ValueError: there is no such class; the message offers close matches.
-        """
-        if isinstance(wanted, int) or wanted.isdigit():
-            if 0 <= int(wanted) < num_classes:
-                return int(wanted)
-            raise ValueError(f"class {wanted} does not exist: there are 0 to {num_classes - 1}")
-        lower = [name.lower() for name in self.classes]
-        if wanted.lower() in lower:
-            return lower.index(wanted.lower())
-        near = get_close_matches(wanted, self.classes, n=3, cutoff=0.4) or self.classes[:3]
-        hint = f"close names: {', '.join(near)}" if near else "the data names no classes"
-        raise ValueError(f"class {wanted!r} does not exist; {hint}")
-
-
-def find_views(
-    wanted: Sequence[str | int], names: Names, logits: Tensor, labels: Tensor | None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """One class an image for every view, `(batch,)`, and what is wrong with the other views."""
-    views: dict[str, Tensor] = {}
-    problems = []
-    batch, num_classes = logits.shape
-    for view in wanted:
-        if view == "predicted":
-            views[view] = logits.detach().nan_to_num().argmax(1)
-        elif view == "true":
-            if labels is None:
-                problems.append("has no view of the true class: the batch has no labels")
-            elif wrong := [n for n in labels.tolist() if not 0 <= n < num_classes]:
-                problems.append(
-                    f"has no view of the true class: label {wrong[0]} is not one of the "
-                    f"network's {num_classes} classes"
-                )
-            else:
-                views[view] = labels.to(logits.device)
-        else:
-            try:
-                number = names.find_class(view, num_classes)
-                views[str(view)] = torch.full((batch,), number, device=logits.device)
-            except ValueError as error:
-                problems.append(f"leaves out the view {view}: {error}")
-    return views, problems
 
 
 def draw_views(

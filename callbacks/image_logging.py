@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
@@ -41,6 +42,7 @@ class LoggedImage:
         return panel(self.tiles)
 
 
+Part = TypeVar("Part")
 Views = Mapping[str, Sequence[LoggedImage]]
 
 
@@ -56,6 +58,15 @@ def current_step(trainer: pl.Trainer) -> int:
 def picture_folder(trainer: pl.Trainer, name: str) -> Path:
     """`name` in the run's folder. Asks every process: `trainer.log_dir` is a collective."""
     return Path(trainer.log_dir or trainer.default_root_dir) / name
+
+
+def gather(trainer: pl.Trainer, part: Part) -> list[Part]:
+    """Every process's part on rank zero, and nothing elsewhere. Every process has to call it."""
+    if trainer.world_size == 1 or not torch.distributed.is_initialized():
+        return [part]
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.gather_object(part, parts if trainer.is_global_zero else None)
+    return parts if trainer.is_global_zero else []
 
 
 def log_images(trainer: pl.Trainer, views: Views, folder: Path) -> None:

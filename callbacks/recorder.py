@@ -95,6 +95,8 @@ class Recorder:
             return f"cannot explain `{name}`: {cam.failure}"
         if cam.logits is None:
             return f"was told to explain `{name}`, which the validation step does not call"
+        if cam.logits.shape[1] < 2:
+            return f"needs a logit for each class, `{name}` returns {tuple(cam.logits.shape)}"
         if labels is not None and len(labels) != len(cam.logits):
             return f"got {len(cam.logits)} logits from `{name}` for {len(labels)} labels"
         return ""

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from einops import rearrange
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, Subset
 
@@ -82,6 +83,13 @@ def find_labels(batch: Any) -> Tensor | None:
     if labels.ndim == 2 and labels.is_floating_point():
         return labels.argmax(1)
     return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+
+
+def find_loaders(trainer: pl.Trainer) -> tuple[list[Any], Sequence[float]]:
+    """The loaders that are evaluated now, and how many batches of each."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    return CombinedLoader(loaders, "sequential").flattened, batches
 
 
 def find_dataset(loader: Any) -> Any:

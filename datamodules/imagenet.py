@@ -36,7 +36,8 @@ class ImageNetDataModule(LightningDataModule):
         root: Folder with ``train`` and ``val`` (``valid``, ``validation``), and ``test`` if there
             is one, or Kaggle's folder with ``ILSVRC`` and ``LOC_val_solution.csv`` in it.
         batch_size: Images a process takes at once.
-        num_workers: Processes that read images, for each process that trains.
+        num_workers: Processes that read images, for each process that trains; by default four, or
+            one a core.
         image_size: Side of the images in pixels.
         backbone: timm model whose mean, std, crop and interpolation to use; "" means ImageNet's.
         train_dir: Training folder, where it is not ``train``; relative to ``root`` or absolute.
@@ -63,7 +64,7 @@ class ImageNetDataModule(LightningDataModule):
         root: str | Path,
         batch_size: int = 64,
         *,
-        num_workers: int = 4,
+        num_workers: int = min(4, os.cpu_count() or 1),
         image_size: int = 224,
         backbone: str = "",
         train_dir: str = "",

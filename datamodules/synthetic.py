@@ -129,7 +129,7 @@ class SyntheticDataModule(pl.LightningDataModule):
         several = self.trainer is not None and self.trainer.world_size > 1
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,  # by keyword: Lightning's predict makes the loader again
             shuffle=train,
             sampler=UnrepeatedDistributedSampler(dataset, shuffle=False)
             if several and not train

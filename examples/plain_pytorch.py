@@ -2,8 +2,8 @@
 
     python examples/plain_pytorch.py
 
-Trains a small network on generated images for half a minute, then evaluates and explains in the same
-forward, each image for its predicted and its true class, and writes `plain_pytorch.jpg`.
+Trains a small network on generated images for half a minute, then evaluates and explains in the
+same forward, each image for its predicted and its true class, and writes `plain_pytorch.jpg`.
 """
 
 import timm

@@ -69,7 +69,9 @@ def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str,
     name = resolve_indices(network, target_layer)
     if name in modules and name:
         return name, modules[name]
-    near = get_close_matches(target_layer, modules, n=4, cutoff=0.5) or list(modules)[1:][-4:]
+    # Layers with parameters only: a LightningModule holds metrics and losses as well.
+    layers = [n for n, module in modules.items() if n and any(True for _ in module.parameters())]
+    near = get_close_matches(target_layer, layers, n=4, cutoff=0.5) or layers[-4:]
     raise ValueError(
         f"target_layer {target_layer!r} does not exist in {type(network).__name__}; "
         f"close names: {', '.join(near)}"

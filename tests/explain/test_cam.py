@@ -412,7 +412,7 @@ def test_nothing_is_left_over_after_many_rounds(search):
         with CAM(network, target_layer=None if search else "layer4") as cam, torch.no_grad():
             network(images(1))
         cam(0)
-        graphs += [weakref.ref(cam.logits), weakref.ref(cam._activations)]
+        graphs += [weakref.ref(cam.logits), weakref.ref(cam._recording.activations)]
         cam.release()
     gc.collect()
     assert not any(graph() is not None for graph in graphs)
