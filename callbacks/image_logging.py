@@ -135,5 +135,6 @@ def _to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
             row = together.setdefault((key.partition("/dataloader_idx_")[2], image.name), [])
             row += list(zip(image.tiles, image.titles, strict=True))[-1 if row else 0 :]
     if together:
-        rows, titles = ([[cell[i] for cell in row] for row in together.values()] for i in (0, 1))
+        rows = [[tile for tile, _ in row] for row in together.values()]
+        titles = [[title for _, title in row] for row in together.values()]
         Image.fromarray(sheet(rows, titles)).save(place / "sheet.jpg", quality=92)

@@ -123,14 +123,13 @@ class Pixels:
         data: Any = getattr(trainer, "datamodule", None)
         normalize = _find_normalize(getattr(loader, "dataset", None))
         configs: list[Any] = [model.pretrained_cfg for _, model in timm_models(network)]
-        for source, mean, std in (
+        timm = [(_floats(c.get("mean")), _floats(c.get("std"))) for c in configs]
+        sources: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
             (f"{type(data).__name__}'s mean and std", *_mean_and_std(data)),
             ("the dataset's Normalize", *_mean_and_std(normalize)),
-            *(
-                ("timm's data config", *map(_floats, (c.get("mean"), c.get("std"))))
-                for c in configs
-            ),
-        ):
+            *(("timm's data config", *pair) for pair in timm),
+        ]
+        for source, mean, std in sources:
             if mean and len(mean) == len(std):
                 return cls(mean, std, source)
         return cls((), (), "min-max")
@@ -181,13 +180,14 @@ def _indices_of(batch: Any, batch_idx: int, loader: Any) -> list[int] | None:
     batch_size = getattr(loader, "batch_size", None)
     if not isinstance(loader, DataLoader) or batch_size is None:
         return None
+    dataset: Any = loader.dataset
     start, sampler = batch_idx * batch_size, loader.sampler
     positions = range(start, start + _size_of(batch))
     if isinstance(sampler, DistributedSampler) and not sampler.shuffle:
         # Past the end a sampler repeats images from the start, so that all processes have as many.
         places = [sampler.rank + position * sampler.num_replicas for position in positions]
-        return _below(loader.dataset, [place % len(loader.dataset) for place in places])
-    return _below(loader.dataset, positions) if isinstance(sampler, SequentialSampler) else None
+        return _below(dataset, [place % len(dataset) for place in places])
+    return _below(dataset, positions) if isinstance(sampler, SequentialSampler) else None
 
 
 def _below(dataset: Any, places: Sequence[int]) -> list[int]:

@@ -20,6 +20,7 @@ import litcam.lightning_modules  # noqa: F401
 from litcam.commands import help_page, run_folder
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
 from litcam.commands.parser import Parser
+from litcam.commands.predictions import PredictionsFile
 from litcam.commands.summary import describe, summarise
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -44,7 +45,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes `config.yaml` and W&B's config, and the W&B run's id for a later resume."""
-        if trainer.fast_dev_run:
+        if getattr(trainer, "fast_dev_run", False):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = run_folder.redact(run_folder.without_place(config))
@@ -72,7 +73,7 @@ class LitcamCLI(LightningCLI):
         config = self.config[self.subcommand]
         # The link would replace it without a word.
         self._asked_classes = config.model.get("init_args", {}).get("num_classes")
-        run_folder.prepare(config, self.run_name, self.subcommand)
+        run_folder.prepare(config, self.run_name, self.subcommand or "fit")
         if not config.trainer.logger:
             # It refuses to run without a logger.
             config.trainer.callbacks = [
@@ -104,10 +105,20 @@ class LitcamCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how it went, where everything is, and how to look at it."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             print(summarise(self.trainer))
 
     after_validate = after_test = after_fit
+
+    def before_predict(self) -> None:
+        """Has the answers written to a file."""
+        self._predictions = PredictionsFile()
+        self.trainer.callbacks.append(self._predictions)  # type: ignore[attr-defined]
+
+    def after_predict(self) -> None:
+        """Says where the answers are."""
+        if self.trainer.is_global_zero:
+            print(f"What is on every image: {self._predictions.file}")
 
 
 def run(args: Sequence[str]) -> LitcamCLI | None:

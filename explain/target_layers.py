@@ -158,46 +158,48 @@ def choose(candidates: list[Candidate], logits: Tensor, network: nn.Module) -> T
     Raises:
         ValueError: no candidate passes; the message lists them with their reasons.
     """
-    _check_gradients(candidates, logits)
-    passed = [candidate for candidate in candidates if not candidate.refusal]
-    if not passed:
+    ones = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+    # From the end, one by one: most of the time the first will do, at the cost of a short tail.
+    chosen = next((c for c in reversed(candidates) if _passes(c, logits, ones)), None)
+    if chosen is None:
         seen = "; ".join(f"{c.name} {c.layout.grid}: {c.refusal}" for c in candidates[-6:])
         raise ValueError(
             f"no layer of {type(network).__name__} can be explained, pass target_layer "
             f"(seen: {seen or 'no feature map at all'})"
         )
-    stages = _last_stages(network)
-    chosen = passed[-1]
+    names = _last_stages(network)
+    stages = [c for c in candidates if c.name in names]
     if chosen.layout.kind == "tokens":
         # With average pooling the last block, not the norm after it.
-        chosen = next((c for c in passed if c.name in stages), chosen)
-    same = [c for c in passed if _is_same_map(c, chosen)]
-    chosen = next((c for c in same if c.name in stages), chosen)
+        chosen = next((c for c in stages if _passes(c, logits, ones)), chosen)
+    same = (c for c in stages if not c.refusal and _is_same_map(c, chosen))
+    chosen = next(same, chosen)
     return TargetLayer(chosen.name, chosen.module, chosen.layout, _describe(chosen, candidates))
 
 
-def _check_gradients(candidates: list[Candidate], logits: Tensor) -> None:
-    """Refuses layers whose gradient is missing, not finite, or at one position only."""
-    open_ones = [c for c in candidates if not c.refusal]
-    if not open_ones:
-        return
-    ones = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    gradients = torch.autograd.grad(
-        logits, [c.output for c in open_ones], ones, retain_graph=True, allow_unused=True
-    )
-    for candidate, gradient in zip(open_ones, gradients, strict=True):
-        if gradient is None:
-            candidate.refusal = "does not reach the logits"
-            continue
-        strength = candidate.layout.to_maps(gradient).float().abs().sum(1)
-        if not strength.isfinite().all():
-            candidate.refusal = "its gradient is not finite"
-        elif not gradient.any():
-            candidate.refusal = "its gradient is zero (are the head's weights all zero?)"
-        elif not strength.any():
-            candidate.refusal = "only its class token reaches the logits"
-        elif int((strength > 0).sum((1, 2)).max()) < 2:
-            candidate.refusal = "has a gradient at one position only"
+def _passes(candidate: Candidate, logits: Tensor, ones: Tensor) -> bool:
+    """Refuses a layer whose gradient is missing, not finite, or at one position only."""
+    if not candidate.refusal:
+        (gradient,) = torch.autograd.grad(
+            logits, candidate.output, ones, retain_graph=True, allow_unused=True
+        )
+        candidate.refusal = _refuse(gradient, candidate.layout)
+    return not candidate.refusal
+
+
+def _refuse(gradient: Tensor | None, layout: Layout) -> str:
+    if gradient is None:
+        return "does not reach the logits"
+    strength = layout.to_maps(gradient).float().abs().sum(1)
+    if not strength.isfinite().all():
+        return "its gradient is not finite"
+    if not gradient.any():
+        return "its gradient is zero (are the head's weights all zero?)"
+    if not strength.any():
+        return "only its class token reaches the logits"
+    if int((strength > 0).sum((1, 2)).max()) < 2:
+        return "has a gradient at one position only"
+    return ""
 
 
 def _last_stages(network: nn.Module) -> set[str]:
