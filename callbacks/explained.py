@@ -164,3 +164,25 @@ def explain_images(
         )
         for place, row in enumerate(chosen)
     ]
+
+
+def merge(parts: Sequence[Sequence[Explained]]) -> list[Explained]:
+    """The images of every process, each once.
+
+    Where no index is known, every process counts its images from zero: the first's are kept.
+    """
+    found = {
+        (image.dataloader_idx, image.index): image for part in reversed(parts) for image in part
+    }
+    return list(found.values())
+
+
+def describe_problems(explained: Sequence[Explained]) -> list[str]:
+    """A line for every kind of image with nothing to see."""
+    kinds = dict.fromkeys(image.problem for image in explained if image.problem)
+    return [
+        f"has images whose {kind}: "
+        f"{sorted(image.index for image in explained if image.problem == kind)} "
+        f"of {len(explained)}"
+        for kind in kinds
+    ]

@@ -1,7 +1,6 @@
 """Heatmaps of where the network looks, out of the validation forward itself, at every epoch."""
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec
 
@@ -10,9 +9,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from litcam.callbacks.explained import Explained, Names, explain_images, find_views
+from litcam.callbacks.explained import (
+    Explained,
+    Names,
+    describe_problems,
+    explain_images,
+    find_views,
+    merge,
+)
 from litcam.callbacks.heatmap_views import draw_views
 from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
+from litcam.callbacks.notes import Notes
 from litcam.callbacks.recorder import Recorder
 from litcam.callbacks.shown_images import (
     Pixels,
@@ -23,8 +30,6 @@ from litcam.callbacks.shown_images import (
 )
 from litcam.explain import CAM
 from litcam.explain.methods import find_method
-
-log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
 P = ParamSpec("P")
 
@@ -41,7 +46,7 @@ def _never_kills(
         except Exception as error:
             self._close()
             self._disabled = True
-            self._notes.append(_give_up(error))
+            self._problems.append(_give_up(error))
 
     return guarded
 
@@ -102,7 +107,7 @@ class GradCAM(Callback):
         self.network, self.target_layer, self.name = network, target_layer, name
         self.indices, self.every_n_epochs = tuple(indices), every_n_epochs
         self.mean, self.std = tuple(mean), tuple(std)
-        self._said: set[str] = set()
+        self._notes = Notes("GradCAM")
         self._forget()
 
     def _forget(self) -> None:
@@ -113,7 +118,7 @@ class GradCAM(Callback):
         self._explained: list[Explained] = []
         self._shown: dict[int, tuple[Any, ShownImages]] = {}
         self._seen: dict[int, set[int]] = {}
-        self._notes: list[str] = []
+        self._problems: list[str] = []
         self._choice = ""
 
     # The run
@@ -193,7 +198,7 @@ class GradCAM(Callback):
             return
         cam, problem = self._recorder.stop(find_labels(batch))
         if cam is None:
-            self._notes.append(problem)
+            self._problems.append(problem)
             return
         self._explain(trainer, cam, batch, positions, dataloader_idx)
         cam.release()
@@ -203,18 +208,17 @@ class GradCAM(Callback):
         if not self._active:
             return
         # Every process comes here, whatever failed before: this is the one collective.
-        parts = gather(trainer, (self._explained, self._notes, self._choice))
-        self._explained, self._notes = [], []
-        if trainer.is_global_zero:
-            # Where no index is known, every process counts its images from zero: keep the first's.
-            unique = {
-                (image.dataloader_idx, image.index): image
-                for part in reversed(parts)
-                for image in part[0]
-            }
-            explained = list(unique.values())
-            self._report(parts, explained)
-            self._log(trainer, explained)
+        parts = gather(trainer, (self._explained, self._problems, self._choice))
+        self._explained, self._problems = [], []
+        if not trainer.is_global_zero:
+            return
+        explained = merge([part[0] for part in parts])
+        problems = [problem for part in parts for problem in part[1]]
+        if not explained and not problems and not self._disabled:
+            problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
+        self._notes.tell(next((part[2] for part in parts if part[2]), ""))
+        self._notes.warn([*problems, *describe_problems(explained)])
+        self._log(trainer, explained)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
@@ -253,7 +257,7 @@ class GradCAM(Callback):
         names = Names.find(trainer, find_dataset(loader))
         labels = find_labels(batch)
         views, problems = find_views(self.classes, names, cam.logits, labels)
-        self._notes += problems
+        self._problems += problems
         if not views:
             return
         pixels = Pixels.find(trainer, cam.network, loader, (self.mean, self.std))
@@ -264,34 +268,11 @@ class GradCAM(Callback):
             cam, positions, views, labels, photos, dataloader_idx, made_by
         )
         self._seen[dataloader_idx] |= set(positions.values())
-        order = (
-            "by dataset index" if shown.by_index else "the first that pass: their index is unknown"
-        )
         self._choice = (
-            f"GradCAM explains {type(cam.network).__name__} at {layer} "
+            f"explains {type(cam.network).__name__} at {layer} "
             f"({'x'.join(map(str, cam.target_layer.grid))}): {cam.target_layer.reason}; shows "
-            f"{len(shown.indices) or shown.num_images} images, {order}; pixels by {pixels.source}"
+            f"{shown.describe()}; pixels by {pixels.source}"
         )
-
-    def _report(
-        self, parts: Sequence[tuple[list[Explained], list[str], str]], explained: list[Explained]
-    ) -> None:
-        """Says once what was chosen, and every new problem."""
-        choice = next((part[2] for part in parts if part[2]), "")
-        if choice and choice not in self._said:
-            self._said.add(choice)
-            log.info(choice)
-        notes = [note for part in parts for note in part[1]]
-        for problem in dict.fromkeys(image.problem for image in explained if image.problem):
-            which = sorted(image.index for image in explained if image.problem == problem)
-            notes.append(f"has images whose {problem}: {which} of {len(explained)}")
-        if not explained and not notes and not self._disabled:
-            notes.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
-        for note in dict.fromkeys(notes):
-            kind = note.split(":")[0]
-            if kind not in self._said:
-                self._said.add(kind)
-                log.warning(f"GradCAM {note}")
 
     def _log(self, trainer: pl.Trainer, explained: list[Explained]) -> None:
         if self._disabled or not explained:
@@ -307,7 +288,7 @@ class GradCAM(Callback):
             log_images(trainer, views, self._folder)
         except Exception as error:
             self._disabled = True
-            log.warning(f"GradCAM {_give_up(error)}")
+            self._notes.warn([_give_up(error)])
 
 
 def _give_up(error: Exception) -> str:

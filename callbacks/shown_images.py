@@ -57,6 +57,11 @@ class ShownImages:
         spread = np.linspace(0, size - 1, min(num, size)).round().astype(int)
         return cls(_below(loader.dataset, sorted(set(spread.tolist()))), num, by_index=True)
 
+    def describe(self) -> str:
+        """How many there are, and how they were chosen."""
+        order = "by dataset index" if self.by_index else "the first that pass, by unknown index"
+        return f"{len(self.indices) or self.num_images} images, {order}"
+
     def find(self, batch: Any, batch_idx: int, loader: Any, seen: set[int]) -> dict[int, int]:
         """Positions in the batch of images to show, with their dataset indices."""
         indices = _indices_of(batch, batch_idx, loader) if self.by_index else None

@@ -1,5 +1,6 @@
 """Every test alone: its own working directory, no W&B settings of the machine, one seed."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,13 @@ CALM = (
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:Your `val_dataloader`'s sampler has shuffling enabled",
     "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+# `litcam demo` and the command line calm these down for their process.
+LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.callbacks.litcam",
+    "lightning.pytorch.utilities.rank_zero",
 )
 
 
@@ -33,7 +41,12 @@ def alone(tmp_path, monkeypatch):
     torch.manual_seed(0)
     # Threads that wait for each other cost more than these tiny networks.
     torch.set_num_threads(1)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.level, list(logger.filters)) for logger in loggers]
     yield
+    for logger, (level, filters) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.filters = filters
     if "wandb" in sys.modules:
         import wandb
 

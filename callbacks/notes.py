@@ -1,0 +1,34 @@
+"""What a callback says on the console: each thing once, on rank zero, in one line."""
+
+import logging
+from collections.abc import Iterable
+
+log = logging.getLogger("lightning.pytorch.callbacks.litcam")
+
+
+class Notes:
+    """Says what a callback chose, and every new kind of problem.
+
+    Through `logging`, not `warnings`: a run under `python -W error` is not to die of a picture.
+
+    Args:
+        name: of the callback, before every line.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said: set[str] = set()
+
+    def tell(self, choice: str) -> None:
+        """Says what was chosen, unless it was said before."""
+        if choice and choice not in self._said:
+            self._said.add(choice)
+            log.info(f"{self._name} {choice}")
+
+    def warn(self, problems: Iterable[str]) -> None:
+        """Says what went wrong. Up to its first colon a line tells its kind, which is said once."""
+        for problem in problems:
+            kind = problem.split(":")[0]
+            if kind not in self._said:
+                self._said.add(kind)
+                log.warning(f"{self._name} {problem}")
