@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+# Its console handler keeps the stderr of its first import, which must outlive a single test.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 
