@@ -107,9 +107,8 @@ class CAM:
             stack.enter_context(torch.no_grad())
             # Autocast would turn the float32 sums over channels back into bfloat16.
             stack.enter_context(torch.autocast(recorded.logits.device.type, enabled=False))
-            if not recorded.training_through:
-                # As in the forward: gradient checkpointing runs part of it again and compares.
-                stack.enter_context(frozen(self.network))
+            # As in the forward: gradient checkpointing runs part of it again and compares.
+            stack.enter_context(frozen(recorded.frozen))
             table = _as_table(classes, recorded.logits)
             maps = torch.stack([self._explain(column) for column in table.unbind(1)], 1)
         several = classes is not None and torch.as_tensor(classes).ndim == 2

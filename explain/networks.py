@@ -31,10 +31,15 @@ def run_eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+def find_trained(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require grad."""
+    return [p for p in network.parameters() if p.requires_grad and not is_lazy(p)]
+
+
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """No parameter requires grad meanwhile."""
-    parameters = [p for p in network.parameters() if p.requires_grad and not is_lazy(p)]
+def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """None of these parameters requires grad meanwhile."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -11,6 +11,7 @@ from litcam.explain.networks import (
     detach,
     find_images,
     find_logits,
+    find_trained,
     frozen,
     run_eagerly,
 )
@@ -38,6 +39,7 @@ class Recording:
         logits: what the network answered, `(batch, num_classes)`.
         failure: why the last forward cannot be explained, or an empty line.
         training_through: whether the caller's grad mode was on.
+        frozen: the parameters that did not require grad during the forward, but do otherwise.
 
     Raises:
         ValueError: no such layer; the message offers close matches.
@@ -53,6 +55,7 @@ class Recording:
         self.logits: Tensor | None = None
         self.failure = ""
         self.training_through = False
+        self.frozen: list[nn.Parameter] = []
         self._given: tuple[str, nn.Module] | None = None
         if isinstance(target_layer, TargetLayer):
             self.layer, self._given = target_layer, (target_layer.name, target_layer.module)
@@ -92,7 +95,7 @@ class Recording:
         self.release()
         self._in_call, self.failure, self.images = True, "", images.detach()
         size = (images.shape[-2], images.shape[-1])
-        self.training_through = torch.is_grad_enabled()
+        self.training_through, self.frozen = torch.is_grad_enabled(), []
         if torch.is_inference_mode_enabled():
             # Tensors made under inference mode could not be saved for the backward later.
             self._call.enter_context(torch.inference_mode(False))
@@ -101,7 +104,8 @@ class Recording:
         self._call.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         if not self.training_through:
             # A network that caches something made of its parameters would keep a graph in it.
-            self._call.enter_context(frozen(self.network))
+            self.frozen = find_trained(self.network)
+            self._call.enter_context(frozen(self.frozen))
         if self._given is not None:
             hook = self._given[1].register_forward_hook(self._at_target_layer)
             self._call.callback(hook.remove)
