@@ -71,7 +71,10 @@ def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str,
         return name, modules[name]
     # Layers with parameters only: a LightningModule holds metrics and losses as well.
     layers = [n for n, module in modules.items() if n and any(True for _ in module.parameters())]
-    near = get_close_matches(target_layer, layers, n=4, cutoff=0.5) or layers[-4:]
+    # Compared by as many last parts as were given: `layer9` is nearest to `backbone.layer4`.
+    depth = name.count(".") + 1
+    tails = {".".join(layer.split(".")[-depth:]): layer for layer in reversed(layers)}
+    near = [tails[tail] for tail in get_close_matches(name, tails, n=4, cutoff=0.5)] or layers[-4:]
     raise ValueError(
         f"target_layer {target_layer!r} does not exist in {type(network).__name__}; "
         f"close names: {', '.join(near)}"
