@@ -1,8 +1,7 @@
 """Heatmaps of where the network looks, out of the validation forward itself, at every epoch."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec
+from collections.abc import Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +18,7 @@ from litcam.callbacks.explained import (
 )
 from litcam.callbacks.heatmap_views import draw_views
 from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
-from litcam.callbacks.notes import Notes
+from litcam.callbacks.notes import Notes, describe_failure, never_kills
 from litcam.callbacks.recorder import Recorder
 from litcam.callbacks.shown_images import (
     Pixels,
@@ -30,25 +29,6 @@ from litcam.callbacks.shown_images import (
 )
 from litcam.explain import CAM
 from litcam.explain.methods import find_method
-
-P = ParamSpec("P")
-
-
-def _never_kills(
-    hook: Callable[Concatenate["GradCAM", P], None],
-) -> Callable[Concatenate["GradCAM", P], None]:
-    """A picture is never worth a training run: what fails is said once, and drawing stops."""
-
-    @functools.wraps(hook)
-    def guarded(self: "GradCAM", *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            hook(self, *args, **kwargs)
-        except Exception as error:
-            self._close()
-            self._disabled = True
-            self._problems.append(_give_up(error))
-
-    return guarded
 
 
 class GradCAM(Callback):
@@ -162,7 +142,7 @@ class GradCAM(Callback):
         self._active = due and not trainer.sanity_checking
         self._explained, self._seen = [], {}
 
-    @_never_kills
+    @never_kills
     def on_validation_batch_start(
         self,
         trainer: pl.Trainer,
@@ -182,7 +162,7 @@ class GradCAM(Callback):
         assert self._recorder is not None
         self._recorder.start()
 
-    @_never_kills
+    @never_kills
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -231,6 +211,11 @@ class GradCAM(Callback):
         self._positions = {}
         if self._recorder is not None:
             self._recorder.close()
+
+    def _give_up(self, problem: str) -> None:
+        self._close()
+        self._disabled = True
+        self._problems.append(problem)
 
     def _choose_images(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
         if index not in self._shown:
@@ -288,8 +273,4 @@ class GradCAM(Callback):
             log_images(trainer, views, self._folder)
         except Exception as error:
             self._disabled = True
-            self._notes.warn([_give_up(error)])
-
-
-def _give_up(error: Exception) -> str:
-    return f"stops, training goes on ({type(error).__name__}: {error})"
+            self._notes.warn([describe_failure(error)])

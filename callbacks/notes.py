@@ -1,9 +1,14 @@
 """What a callback says on the console: each thing once, on rank zero, in one line."""
 
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
+
+Owner = TypeVar("Owner", bound=Any)
+P = ParamSpec("P")
 
 
 class Notes:
@@ -32,3 +37,23 @@ class Notes:
             if kind not in self._said:
                 self._said.add(kind)
                 log.warning(f"{self._name} {problem}")
+
+
+def never_kills(
+    hook: Callable[Concatenate[Owner, P], None],
+) -> Callable[Concatenate[Owner, P], None]:
+    """A picture is never worth a training run: an error goes to the callback's `_give_up`."""
+
+    @functools.wraps(hook)
+    def guarded(self: Owner, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            hook(self, *args, **kwargs)
+        except Exception as error:
+            self._give_up(describe_failure(error))
+
+    return guarded
+
+
+def describe_failure(error: Exception) -> str:
+    """The line for an error that ends a callback's work."""
+    return f"stops, training goes on ({type(error).__name__}: {error})"

@@ -1,27 +1,52 @@
-"""`litcam demo`: from nothing to heatmaps of a trained network, in one command."""
+"""`litcam demo`: from nothing to a trained network and where it looks, in one command."""
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from litcam.commands import training
 
 STORY = """\
 Eight classes of patterns (stripes, checks, dots, …) on objects of any shape and colour, pasted on
-photos. A small ResNet learns them from generated images; nothing is downloaded, and nothing leaves
-this machine. After every epoch litcam draws where the network looks."""
+photos; nothing is downloaded, and nothing leaves this machine."""
+
+PRETRAIN = """
+1. A small ResNet learns without labels: half of an image is hidden, and it guesses the pixels."""
+
+FINETUNE = """
+2. From that encoder it learns the classes. After every epoch litcam draws where it looks."""
 
 NEXT = "Your own images: litcam fit --config finetune_resnet34.yaml --data.root DIR"
 
 
 def demo(args: Sequence[str]) -> None:
-    """Trains on generated images; `args` are options of `litcam fit` on top of `demo.yaml`."""
+    """Pretrains and fine-tunes on generated images; `args` are options of `litcam fit`."""
     if not {"-h", "--help"}.isdisjoint(args):
-        print(f"usage: litcam demo [OPTIONS OF litcam fit]\n\n{STORY}\n")
-        print("For instance: litcam demo --trainer.max_epochs 2 --data.shortcut true")
+        print(f"usage: litcam demo [OPTIONS OF litcam fit]\n\n{STORY}{PRETRAIN}{FINETUNE}\n")
+        print("Options of the data go to both parts, others to the second. For instance:")
+        print("litcam demo --trainer.max_epochs 2 --data.shortcut true")
         return
-    print(f"{STORY}\n")
+    print(STORY)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.callbacks.litcam").setLevel(logging.INFO)
     offline = ["--trainer.logger.offline", "true"]
-    training.run(["fit", "--config", "demo.yaml", *offline, *args])
+    print(PRETRAIN)
+    about_data = _options_of("--data", args)
+    pretrained = training.run(["fit", "--config", "demo_pretrain.yaml", *offline, *about_data])
+    encoder = Path(pretrained.trainer.checkpoint_callback.dirpath) / "encoder.safetensors"
+    print(FINETUNE)
+    training.run(["fit", "--config", "demo.yaml", *offline, "--model.encoder", str(encoder), *args])
     print(NEXT)
+
+
+def _options_of(group: str, args: Sequence[str]) -> list[str]:
+    """Options whose name starts so, with their values.
+
+    >>> _options_of("--data", ["--data.seed", "1", "--trainer.max_epochs", "2", "--data.x=3"])
+    ['--data.seed', '1', '--data.x=3']
+    """
+    kept, wanted = [], False
+    for word in args:
+        wanted = word.startswith(group) if word.startswith("--") else wanted
+        kept += [word] if wanted else []
+    return kept

@@ -16,12 +16,15 @@ def describe(model: LightningModule) -> str:
 
 
 def summarise(trainer: Trainer) -> str:
-    """How right the model is, where everything is, and which command shows it."""
+    """How good the model is, where everything is, and which command shows it."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
-    lines = [f"{_accuracy(trainer)}Everything is in {_short(folder)}"]
-    sheets = (folder / "gradcam").glob("epoch-*/sheet.jpg")
-    if newest := max(sheets, key=lambda path: path.stat().st_mtime, default=None):
-        lines.append(f"Where it looks: {_short(newest)}")
+    lines = [f"{_quality(trainer)}Everything is in {_short(folder)}"]
+    for name, title in (("gradcam", "Where it looks"), ("reconstructions", "What it guesses")):
+        sheets = (folder / name).glob("epoch-*/sheet.jpg")
+        if newest := max(sheets, key=lambda path: path.stat().st_mtime, default=None):
+            lines.append(f"{title}: {_short(newest)}")
+    if (encoder := folder / "checkpoints" / "encoder.safetensors").exists():
+        lines.append(f"To fine-tune: litcam fit --config FILE --model.encoder {_short(encoder)}")
     for logger in trainer.loggers:
         if isinstance(logger, AnyWandbLogger):
             run = logger.experiment
@@ -31,11 +34,14 @@ def summarise(trainer: Trainer) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(trainer: Trainer) -> str:
+def _quality(trainer: Trainer) -> str:
+    measured = trainer.callback_metrics
     for stage, images in (("val", "validation"), ("test", "test")):
-        accuracy = trainer.callback_metrics.get(f"{stage}/acc1")
-        if accuracy is not None:
+        if (accuracy := measured.get(f"{stage}/acc1")) is not None:
             return f"Right on {accuracy:.1%} of the {images} images. "
+    if (explained := measured.get("val/explained_variance")) is not None:
+        psnr = measured["val/psnr"]
+        return f"Hidden pixels: {explained:.0%} of their variance explained, {psnr:.1f} dB. "
     return ""
 
 

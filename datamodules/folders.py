@@ -34,6 +34,7 @@ class FolderDataset(Dataset[dict[str, Tensor]]):
         *,
         transform: Callable[[Tensor], Tensor],
         solution: Path | None = None,
+        images_per_class: int | None = None,
     ) -> None:
         self.folder = folder
         self.classes = classes
@@ -43,6 +44,8 @@ class FolderDataset(Dataset[dict[str, Tensor]]):
             raise FileNotFoundError(
                 f"no images in the class folders of {folder}; looked for {', '.join(EXTENSIONS)}"
             )
+        if images_per_class:
+            pairs = _first_of_each(pairs, images_per_class)
         self.keys = [key for key, _ in pairs]
         self.labels = torch.tensor([label for _, label in pairs])
 
@@ -70,6 +73,16 @@ def _from_folders(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     found = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
     prefix = str(folder) + os.sep
     return [(path.removeprefix(prefix), number) for path, number in found]
+
+
+def _first_of_each(pairs: list[tuple[str, int]], count: int) -> list[tuple[str, int]]:
+    seen: Counter[int] = Counter()
+    kept = []
+    for key, label in pairs:
+        seen[label] += 1
+        if seen[label] <= count:
+            kept.append((key, label))
+    return kept
 
 
 def _from_csv(folder: Path, classes: list[str], solution: Path) -> list[tuple[str, int]]:

@@ -1,5 +1,6 @@
 """ImageNetDataModule: photos in class folders, ready for any timm network."""
 
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -42,10 +43,12 @@ class ImageNetDataModule(LightningDataModule):
         backbone: timm model whose mean, std, crop and interpolation to use; "" means ImageNet's.
         train_dir: Training folder, where it is not ``train``; relative to ``root`` or absolute.
         val_dir: Validation folder, where it is not ``val``; relative to ``root`` or absolute.
+        images_per_class: Training images taken of each class, the first by name; by default all.
         crop_scale: Smallest and largest share of an image's area that a training crop takes.
         hflip: Probability of mirroring a training image.
         auto_augment: ``rand`` (RandAugment), ``trivial`` (TrivialAugmentWide) or "" for neither.
         random_erasing: Probability of filling a box of a training image with noise.
+        crop_pct: Share of the short side that evaluation sees; by default the backbone's.
 
     Attributes:
         classes: Names of the class folders, in the order of their numbers.
@@ -69,24 +72,35 @@ class ImageNetDataModule(LightningDataModule):
         backbone: str = "",
         train_dir: str = "",
         val_dir: str = "",
+        images_per_class: int | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         auto_augment: AutoAugment = "",
         random_erasing: float = 0.0,
+        crop_pct: float | None = None,
     ) -> None:
         super().__init__()
-        _check_counts(batch_size=batch_size, image_size=image_size)
+        _check_counts(
+            batch_size=batch_size,
+            image_size=image_size,
+            images_per_class=1 if images_per_class is None else images_per_class,
+        )
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         _check_shares(hflip=hflip, random_erasing=random_erasing)
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be 0 < smallest <= largest <= 1, got {crop_scale}")
         if auto_augment not in ("", "rand", "trivial"):
             raise ValueError(f"auto_augment must be '', 'rand' or 'trivial', got {auto_augment!r}")
         self.batch_size = batch_size
+        self.images_per_class = images_per_class
         self.num_workers = num_workers
         self.random_erasing = random_erasing
         self.config = data_config(backbone)
+        if crop_pct is not None:
+            self.config = dataclasses.replace(self.config, crop_pct=crop_pct)
         self.mean, self.std = self.config.mean, self.config.std
         self.layout = find_layout(root, train_dir=train_dir, val_dir=val_dir)
         self.classes = self.layout.classes
@@ -163,6 +177,7 @@ class ImageNetDataModule(LightningDataModule):
                 self.classes,
                 transform=transform,
                 solution=self.layout.solution if split == "val" else None,
+                images_per_class=self.images_per_class if split == "train" else None,
             )
         return self._datasets[split]
 

@@ -1,5 +1,6 @@
-"""What is trained: classifiers over any timm backbone."""
+"""What is trained: classifiers over any timm backbone, and masked autoencoders of it."""
 
 from litcam.lightning_modules.classifier import Classifier
+from litcam.lightning_modules.mae import MAE
 
-__all__ = ["Classifier"]
+__all__ = ["MAE", "Classifier"]

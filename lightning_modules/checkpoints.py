@@ -5,11 +5,15 @@ checkpoint filter resamples position embeddings and bias tables. What does not f
 by name, never skipped.
 """
 
+import argparse
+import json
 import pickle
 import sys
-import warnings
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
+import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
@@ -17,10 +21,14 @@ from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-__all__ = ["load_encoder", "read_tensors", "save_encoder"]
+from litcam.lightning_modules.backbones import quiet_resampling
+
+__all__ = ["load_encoder", "read_tensors", "save_encoder", "save_pretrained"]
 
 # litcam's own checkpoints hold the encoder beside other things, under one of these.
 _PREFIXES = ("encoder.", "backbone.")
+# The MAE and SimMIM authors' checkpoints hold these beside the encoder's.
+_DECODER = ("decoder_", "mask_token")
 
 
 def save_encoder(encoder: nn.Module, file: str | Path) -> Path:
@@ -33,6 +41,40 @@ def save_encoder(encoder: nn.Module, file: str | Path) -> Path:
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(file)
     return file
+
+
+def save_pretrained(module: Any) -> Path | None:
+    """Write what a masked autoencoder learned beside its checkpoints, on rank zero.
+
+    Three files: ``encoder.safetensors`` (timm's keys, for ``Classifier(encoder=FILE)`` or timm
+    itself), ``decoder.safetensors``, and ``encoder.json`` with what they were made with.
+
+    Args:
+        module: a `MAE` under a trainer.
+
+    Returns:
+        The encoder's file, or None where the run keeps no checkpoints.
+    """
+    trainer: pl.Trainer = module.trainer
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if folder is None or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        return None
+    data, config = getattr(trainer, "datamodule", None), module.encoder.pretrained_cfg
+    names = "backbone backbone_args image_size mask_ratio norm_pix_loss loss"
+    facts = {
+        **{name: module.hparams[name] for name in names.split()},
+        "image_size": module.image_size,
+        "cell_size": module.cell_size,
+        "mean": list(getattr(data, "mean", None) or config["mean"]),
+        "std": list(getattr(data, "std", None) or config["std"]),
+        "decoder": {"dim": module.decoder.dim, "depth": module.decoder.depth},
+        "epoch": trainer.current_epoch,
+        "step": trainer.global_step,
+        "timm": timm.__version__,
+    }
+    save_encoder(module.decoder, Path(folder) / "decoder.safetensors")
+    (Path(folder) / "encoder.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return save_encoder(module.encoder, Path(folder) / "encoder.safetensors")
 
 
 def load_encoder(model: nn.Module, file: str | Path) -> None:
@@ -80,7 +122,9 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not Path(file).is_file():
         raise FileNotFoundError(f"encoder file {file} does not exist; check the path of `encoder`")
     try:
-        loaded = load_state_dict(str(file), weights_only=True)
+        # Plain options, as the MAE authors' files hold them beside the weights, run no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = load_state_dict(str(file), weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
@@ -91,14 +135,13 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"encoder file {file} holds no tensors; it must be a timm state dict")
     for prefix in _PREFIXES:
-        inner = {
-            key.removeprefix(prefix): value
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-        if inner:
-            return inner
-    return tensors
+        if any(key.startswith(prefix) for key in tensors):
+            tensors = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+    return {key: value for key, value in tensors.items() if not key.startswith(_DECODER)}
 
 
 def _classifier_names(model: nn.Module) -> tuple[str, ...]:
@@ -115,11 +158,7 @@ def _filtered(tensors: dict[str, Tensor], model: nn.Module, file: str | Path) ->
     # its keys (Swin's in timm up to 1.0.26 or so), so that a headless encoder needs a stand-in.
     stand_ins = {f"{name}.weight": torch.zeros(0) for name in _classifier_names(model)}
     try:
-        with warnings.catch_warnings():
-            # timm's interpolation of Swin's tables indexes in ways that torch grumbles about.
-            warnings.filterwarnings(
-                "ignore", message="Using a non-tuple sequence|torch.searchsorted"
-            )
+        with quiet_resampling():
             return dict(resample({**stand_ins, **tensors}, model))
     except (KeyError, AttributeError, RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
@@ -12,13 +13,16 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from litcam.lightning_modules import optim
+from litcam.lightning_modules.arguments import check_arguments
 from litcam.lightning_modules.backbones import (
     create_backbone,
     freeze_all_but_head,
     freeze_modules,
+    prefer_plain_attention,
     warn_of_class_order,
 )
 from litcam.lightning_modules.checkpoints import load_encoder
+from litcam.lightning_modules.finite import StepGuard
 
 __all__ = ["Classifier"]
 
@@ -93,7 +97,12 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check(self.hparams)
+        check_arguments("Classifier", self.hparams)
+        if pretrained and encoder:
+            raise ValueError(
+                f"Classifier: pretrained=True and encoder={encoder!r} exclude each other; "
+                "pass one of them"
+            )
         options = {
             "drop_rate": drop_rate,
             "drop_path_rate": drop_path_rate,
@@ -109,6 +118,7 @@ class Classifier(pl.LightningModule):
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise ValueError(f"freeze={freeze} leaves nothing to train; name fewer modules")
         self._mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+        self._guard = StepGuard()
         # Not self.log's own mean: over ranks it rounds the mean count of images down to an integer,
         # so that 5 and 4 images on two ranks make the loss 9/8 of what it is (Lightning 2.6.6).
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -156,7 +166,12 @@ class Classifier(pl.LightningModule):
             loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
         self.train_loss.update(loss.detach().expand(len(labels)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self._guard.watch(loss, batch)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a step whose gradient is not finite."""
+        self._guard.check(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update loss and metrics under ``val/``."""
@@ -176,6 +191,10 @@ class Classifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint enough on its own: no encoder file or download to load it again."""
         checkpoint["hyper_parameters"] |= {"pretrained": False, "encoder": ""}
+
+    def on_fit_start(self) -> None:
+        """Suit the attention to the machine."""
+        prefer_plain_attention(self)
 
     def on_train_start(self) -> None:
         """Put frozen modules into eval mode."""
@@ -231,32 +250,3 @@ def _metrics(num_classes: int) -> MetricCollection:
     # Compute groups join metrics whose states agree after one batch, as top-1 and top-5 do on a
     # batch that is all right or all wrong, and then report the one for the other.
     return MetricCollection(metrics, compute_groups=False)
-
-
-_RANGES: dict[str, tuple[str, Any]] = {
-    "num_classes": ("at least 2", lambda value: value >= 2),
-    "drop_rate": ("in [0, 1)", lambda value: 0 <= value < 1),
-    "drop_path_rate": ("in [0, 1)", lambda value: 0 <= value < 1),
-    "optimizer": ("adamw or sgd", lambda value: value in ("adamw", "sgd")),
-    "lr": ("positive", lambda value: value > 0),
-    "weight_decay": ("at least 0", lambda value: value >= 0),
-    "layer_decay": ("in (0, 1]", lambda value: 0 < value <= 1),
-    "norm_lr_scale": ("at least 0", lambda value: value >= 0),
-    "momentum": ("in [0, 1)", lambda value: 0 <= value < 1),
-    "warmup_epochs": ("at least 0", lambda value: value >= 0),
-    "min_lr_ratio": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "mixup": ("at least 0", lambda value: value >= 0),
-    "cutmix": ("at least 0", lambda value: value >= 0),
-    "label_smoothing": ("in [0, 1)", lambda value: 0 <= value < 1),
-}
-
-
-def _check(hparams: Any) -> None:
-    for name, (wanted, holds) in _RANGES.items():
-        if not holds(hparams[name]):
-            raise ValueError(f"Classifier: {name} must be {wanted}, got {hparams[name]!r}")
-    if hparams["pretrained"] and hparams["encoder"]:
-        raise ValueError(
-            f"Classifier: pretrained=True and encoder={hparams['encoder']!r} exclude each other; "
-            "pass one of them"
-        )

@@ -1,5 +1,6 @@
 """Every config file goes through the parser, and does what the command line promises."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from litcam.train import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "base.yaml")
+SWEEPS = sorted(f"sweep/{path.name}" for path in CONFIGS.glob("sweep/*.yaml"))
 TRAINERS = sorted(f"trainer/{path.name}" for path in CONFIGS.glob("trainer/*.yaml"))
 
 
@@ -36,8 +38,9 @@ def test_a_file_parses_and_is_short(resolve, config):
     # The number of classes comes from the data, the data's normalisation from the backbone.
     assert "num_classes" not in found["model"]["init_args"]
     assert "backbone" not in found["data"]["init_args"]
+    shows = "Reconstructions" if "pretrain" in config else "GradCAM"
     last = found["trainer"]["callbacks"][-1]
-    assert last["class_path"] == "litcam.callbacks.GradCAM"
+    assert last["class_path"] == f"litcam.callbacks.{shows}"
     assert len((CONFIGS / config).read_text().splitlines()) <= 15
 
 
@@ -48,6 +51,34 @@ def test_a_file_parses_with_each_trainer(resolve, config, trainer):
     wanted = yaml.safe_load((CONFIGS / trainer).read_text())
     assert {name: found[name] for name in wanted} == wanted
     assert found["max_epochs"] == resolve(config)["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_arm_of_a_sweep_parses(sweep, resolve, tmp_path):
+    """As `wandb agent` would call it."""
+    described = yaml.safe_load((CONFIGS / sweep).read_text())
+    env, program, subcommand, *words, args = described["command"]
+    assert (env, program, subcommand, args) == ("${env}", "litcam", "fit", "${args}")
+    assert described["metric"]["name"] in ("val/knn_acc1", "val/acc1")
+    name = words[words.index("--config") + 1]
+    words = [word for word in words if word not in ("--config", name)]
+    values = {
+        key: choice["values"] if "values" in choice else [choice["value"]]
+        for key, choice in described["parameters"].items()
+    }
+    arms = [dict(zip(values, arm, strict=True)) for arm in product(*values.values())]
+    assert len(arms) >= 18
+    seen = set()
+    for arm in arms:
+        given = [f"--{key}={value}" for key, value in arm.items()]
+        found = resolve(name, *words, *given)
+        seen.add(yaml.safe_dump(found))
+        for key, value in arm.items():
+            group, _, option = key.partition(".")
+            place = found[group] if option else found
+            place = place.get("init_args", place) if option else place
+            assert place[option or group] == value
+    assert len(seen) == len(arms)
 
 
 def test_options_win_over_files(resolve):

@@ -1,0 +1,92 @@
+"""A forward beside training and validation that leaves both as they were."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+IMAGES = ("image", "images", "pixel_values", "input", "x")
+
+
+@contextmanager
+def untouched(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    """Evaluation mode in the run's own precision; then every mode and random state as before."""
+    modes = [(part, part.training) for part in module.modules()]
+    numbers, state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [module.device] if module.device.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+        ):
+            module.eval()
+            yield
+    finally:
+        # Not by `train()`: it would set all parts alike, and others may have their own.
+        for part, mode in modes:
+            part.training = mode
+        random.setstate(numbers)
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def find_images(batch: Any) -> Tensor | None:
+    """The images `(batch, channels, height, width)` of a batch, of a dict the best-named ones."""
+    if isinstance(batch, Tensor):
+        return batch if batch.ndim == 4 else None
+    if isinstance(batch, Mapping):
+        named = [batch[name] for name in IMAGES if name in batch]
+        return next(filter(_is_images, [*named, *batch.values()]), None)
+    return next(filter(_is_images, batch), None) if isinstance(batch, Sequence) else None
+
+
+def fetch_images(trainer: pl.Trainer, loader: Any, indices: Sequence[int]) -> dict[int, Tensor]:
+    """Images of a validation loader, past its order and workers, as validation would get them.
+
+    Args:
+        trainer: its stage is that of validation meanwhile, so that nothing is augmented.
+        loader: its dataset and `collate_fn` are used.
+        indices: places in the dataset below any `Subset`.
+
+    Returns:
+        Index to image `(channels, height, width)`, on the CPU; none where the dataset has no order.
+    """
+    dataset = getattr(loader, "dataset", None)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if not indices or dataset is None or isinstance(dataset, IterableDataset):
+        return {}
+    batches: DataLoader[Any] = DataLoader(
+        Subset(dataset, indices),
+        getattr(loader, "batch_size", None) or 1,
+        collate_fn=getattr(loader, "collate_fn", None),
+        generator=torch.Generator(),  # else the global one would be read for a seed
+    )
+    stage, found = trainer.state.stage, list[Tensor]()
+    trainer.state.stage = RunningStage.VALIDATING
+    try:
+        for batch in batches:
+            batch = trainer.precision_plugin.convert_input(batch)
+            images = find_images(trainer.strategy.batch_to_device(batch))
+            found += [] if images is None else list(images.cpu())
+    finally:
+        trainer.state.stage = stage
+    return dict(zip(indices, found, strict=True))
+
+
+def find_sharding(trainer: pl.Trainer) -> str:
+    """The strategy under which one process alone has no whole network, or an empty line."""
+    strategy = type(trainer.strategy).__name__
+    sharded = any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel"))
+    return strategy if sharded else ""
+
+
+def _is_images(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4

@@ -1,0 +1,244 @@
+"""What a masked autoencoder sees, predicts and should have predicted, at every epoch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from litcam.callbacks.explained import Names
+from litcam.callbacks.extra_forward import fetch_images, find_images, find_sharding, untouched
+from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
+from litcam.callbacks.notes import Notes, never_kills
+from litcam.callbacks.reconstruction_views import (
+    Reconstructed,
+    draw_reconstructions,
+    reconstruct_images,
+)
+from litcam.callbacks.shown_images import Pixels, ShownImages, find_dataset, find_loaders
+
+
+class Reconstructions(Callback):
+    """Hides the same cells of the same validation images every epoch and logs what is predicted.
+
+    Works on `litcam.lightning_modules.MAE`, and on any LightningModule with a method
+    `reconstruct(images, noise)` like its own and an attribute `num_cells`. A picture has four
+    tiles: what the encoder sees, what is predicted, both together, and the original. The pictures
+    go where `GradCAM`'s go, as `val/reconstructions`, and into the folder `reconstructions` of the
+    run; training stays bitwise the same. Of several validation loaders the first is shown.
+
+    Args:
+        num_images: how many images are shown, spread evenly over the validation set.
+        indices: dataset indices of the images to show, instead of `num_images`.
+        every_n_epochs: draw at every n-th validation epoch only.
+        steps: counts of optimiser steps after which to draw as well, in the middle of training.
+        mean: normalisation of the images, where it cannot be found.
+        std: the same.
+        name: in the log key and of the folder; two such callbacks need two names.
+
+    Raises:
+        ValueError: an argument is out of range, or (at the start of a run) the LightningModule
+            cannot reconstruct.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Reconstructions(steps=[100, 500])], logger=False)
+    """
+
+    def __init__(
+        self,
+        num_images: int = 8,
+        *,
+        indices: Sequence[int] = (),
+        every_n_epochs: int = 1,
+        steps: Sequence[int] = (),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        name: str = "reconstructions",
+    ) -> None:
+        for argument, value in (
+            ("num_images", num_images),
+            ("every_n_epochs", every_n_epochs),
+            *(("steps", step) for step in steps),
+        ):
+            if value < 1:
+                raise ValueError(f"{argument} must be at least 1, got {value}")
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std must be of one length, got {mean} and {std}")
+        self.num_images, self.indices, self.name = num_images, tuple(indices), name
+        self.every_n_epochs, self.steps = every_n_epochs, frozenset(steps)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._notes = Notes("Reconstructions")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Everything that belongs to one run."""
+        self._active = self._disabled = False
+        self._shown: tuple[Any, ShownImages] | None = None
+        self._seen: set[int] = set()
+        self._made: list[Reconstructed] = []
+        self._kept: dict[int, Tensor] = {}
+        self._drawn: set[int] = set()
+        self._problems: list[str] = []
+        self._choice = ""
+
+    # The run
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begins anew, and asks every process where the pictures go."""
+        self._forget()
+        self._folder = picture_folder(trainer, self.name)
+        if strategy := find_sharding(trainer):
+            self._disabled = True
+            rank_zero_info(f"Reconstructions is off under {strategy}: untested there")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses a module that cannot reconstruct. Not in `setup`, where it may be unfinished."""
+        able = callable(getattr(pl_module, "reconstruct", None))
+        if not (able and isinstance(getattr(pl_module, "num_cells", None), int)):
+            raise ValueError(
+                "Reconstructions needs a LightningModule with reconstruct(images, noise) and "
+                f"num_cells, got {type(pl_module).__name__}: train litcam.lightning_modules.MAE, "
+                "or leave Reconstructions out of the Trainer's callbacks"
+            )
+
+    on_validation_start = on_fit_start
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves nothing of the run behind."""
+        self._forget()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the last epoch's images."""
+        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
+        self._active = due and not trainer.sanity_checking
+        self._made, self._seen = [], set()
+
+    @never_kills
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Reconstructs the shown images of a batch."""
+        if self._disabled or not self._active or dataloader_idx:
+            return
+        loader, shown = self._choose_images(trainer)
+        positions = shown.find(batch, batch_idx, loader, self._seen)
+        images = find_images(batch)
+        if not positions or images is None:
+            return
+        self._seen |= set(positions.values())
+        made = self._reconstruct(trainer, pl_module, images, positions)
+        if any(step > trainer.global_step for step in self.steps):
+            # Tensors of inference mode could not be used in training.
+            with torch.inference_mode(False):
+                kept = [images[row].clone().cpu() for row in positions]
+            made = [replace(image, kept=one) for image, one in zip(made, kept, strict=True)]
+        self._made += made
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws and logs what was reconstructed, on rank zero."""
+        if not self._active:
+            return
+        # Every process comes here, whatever failed before: this is the one collective.
+        parts = gather(trainer, (self._made, self._problems, self._choice))
+        self._made, self._problems = [], []
+        if not trainer.is_global_zero:
+            return
+        # Where no index is known, every process counts from zero: the first's images are kept.
+        made = {image.index: image for part in reversed(parts) for image in part[0]}
+        problems = [problem for part in parts for problem in part[1]]
+        if not made and not problems and not self._disabled:
+            problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
+        self._notes.tell(next((part[2] for part in parts if part[2]), ""))
+        self._kept = {i: image.kept for i, image in made.items() if image.kept is not None}
+        # A validation right after one of `steps` has the same pictures at the same step.
+        if made and not self._disabled and trainer.global_step not in self._drawn:
+            self._log(trainer, list(made.values()))
+        self._notes.warn([*problems, *self._problems])
+        self._problems = []
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Draws after each of `steps`, on rank zero: it has the images of all."""
+        step = trainer.global_step
+        if step not in self.steps or step in self._drawn or not trainer.is_global_zero:
+            return
+        if not self._disabled:
+            self._draw_step(trainer, pl_module)
+            self._notes.warn(self._problems)
+            self._problems = []
+
+    # Its parts
+
+    def _give_up(self, problem: str) -> None:
+        self._disabled = True
+        self._problems.append(problem)
+
+    def _choose_images(self, trainer: pl.Trainer) -> tuple[Any, ShownImages]:
+        if self._shown is None:
+            loaders, batches = find_loaders(trainer)
+            loader, wanted = loaders[0], (self.indices, self.num_images)
+            self._shown = loader, ShownImages.choose(trainer, loader, batches[0], *wanted)
+        return self._shown
+
+    @never_kills
+    def _draw_step(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        with untouched(trainer, module):
+            kept = self._kept or self._fetch(trainer)
+            if not kept:
+                self._problems.append("waits for the first validation: no images to draw before")
+                return
+            images = torch.stack(list(kept.values())).to(module.device)
+            made = self._reconstruct(trainer, module, images, dict(enumerate(kept)))
+            self._notes.tell(self._choice)
+            self._log(trainer, made)
+        self._drawn.add(trainer.global_step)
+
+    def _fetch(self, trainer: pl.Trainer) -> dict[int, Tensor]:
+        if trainer.val_dataloaders:
+            loader, shown = self._choose_images(trainer)
+            self._kept = fetch_images(trainer, loader, shown.indices)
+        return self._kept
+
+    def _reconstruct(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        images: Tensor,
+        positions: dict[int, int],
+    ) -> list[Reconstructed]:
+        """Reconstructs rows of a batch, given with their dataset indices."""
+        loader, shown = self._choose_images(trainer)
+        pixels = Pixels.find(trainer, module, loader, (self.mean, self.std))
+        rows, indices = list(positions), list(positions.values())
+        with untouched(trainer, module):
+            made = reconstruct_images(module, images, rows, indices, pixels)
+        borrowed = "; it uses each cell's true mean and contrast" if made[0].borrowed else ""
+        self._choice = (
+            f"shows {shown.describe()}, {made[0].share:.0%} of each hidden; "
+            f"pixels by {pixels.source}{borrowed}"
+        )
+        return made
+
+    @never_kills
+    def _log(self, trainer: pl.Trainer, made: Sequence[Reconstructed]) -> None:
+        names = Names.find(trainer, find_dataset(self._choose_images(trainer)[0]))
+        when = f"epoch {trainer.current_epoch}, step {current_step(trainer)}"
+        views = {f"val/{self.name}": draw_reconstructions(made, names, when)}
+        log_images(trainer, views, self._folder)

@@ -1,0 +1,49 @@
+"""Which values arguments may have; a name means the same in every LightningModule."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["check_arguments"]
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+_RULES: dict[str, Rule] = {
+    "num_classes": ("at least 2", lambda value: value >= 2),
+    "image_size": ("at least 1", lambda value: value is None or value >= 1),
+    "drop_rate": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "drop_path_rate": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "mask_ratio": ("in (0, 1)", lambda value: 0 < value < 1),
+    "decoder_dim": (
+        "a multiple of 32",
+        lambda value: value is None or (value > 0 and value % 32 == 0),
+    ),
+    "decoder_depth": ("at least 0", lambda value: value is None or value >= 0),
+    "loss": ("l2 or l1", lambda value: value in ("l2", "l1")),
+    "optimizer": ("adamw or sgd", lambda value: value in ("adamw", "sgd")),
+    "lr": ("positive", lambda value: value > 0),
+    "weight_decay": ("at least 0", lambda value: value >= 0),
+    "layer_decay": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "norm_lr_scale": ("at least 0", lambda value: value >= 0),
+    "momentum": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "warmup_epochs": ("at least 0", lambda value: value >= 0),
+    "min_lr_ratio": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "mixup": ("at least 0", lambda value: value >= 0),
+    "cutmix": ("at least 0", lambda value: value >= 0),
+    "label_smoothing": ("in [0, 1)", lambda value: 0 <= value < 1),
+}
+
+
+def check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
+    """Hold arguments against the rules for their names.
+
+    Args:
+        owner: the class they are given to, for the message.
+        arguments: name to value; a name without a rule may have any.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+    for name, value in arguments.items():
+        wanted, holds = _RULES.get(name, ("", lambda value: True))
+        if not holds(value):
+            raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
