@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import wandb
+
 from litcam.commands import training
 
 STORY = """\
@@ -34,6 +36,7 @@ def demo(args: Sequence[str]) -> None:
     about_data = _options_of("--data", args)
     pretrained = training.run(["fit", "--config", "demo_pretrain.yaml", *offline, *about_data])
     encoder = Path(pretrained.trainer.checkpoint_callback.dirpath) / "encoder.safetensors"
+    wandb.finish()  # else the second part would go on in this run
     print(FINETUNE)
     training.run(["fit", "--config", "demo.yaml", *offline, "--model.encoder", str(encoder), *args])
     print(NEXT)

@@ -108,6 +108,13 @@ def test_the_demo_says_where_its_pictures_are(litcam, tmp_path):
     *_, picture, place, _ = out.strip().splitlines()
     assert (tmp_path / picture.removeprefix("Where it looks: ")).is_file()
     assert (tmp_path / place.removeprefix("Show the run: wandb leet ")).is_dir()
+    # First it was pretrained, in a run of its own.
+    guesses = next(line for line in out.splitlines() if line.startswith("What it guesses: "))
+    assert (tmp_path / guesses.removeprefix("What it guesses: ")).is_file()
+    encoder = "runs/demo_pretrain/version_0/checkpoints/encoder.safetensors"
+    config = yaml.safe_load((tmp_path / "runs/demo/version_0/config.yaml").read_text())
+    assert config["model"]["init_args"]["encoder"] == encoder
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
 SECRETS = [
