@@ -255,7 +255,7 @@ def losses_and_gradients(mae, call, images, noise):
 # Dynamo looks at it itself, behind the graph break that the hooks make.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*ONE_OF_EACH, "swinv2", "regnety"])
+@pytest.mark.parametrize("case", ["vit", "swin", "resnet"])
 def test_a_compiled_model_has_the_same_loss_and_gradients(case):
     torch._dynamo.reset()
     mae = pretrain(case)
