@@ -34,8 +34,8 @@ def demo(args: Sequence[str]) -> None:
     offline = ["--trainer.logger.offline", "true"]
     print(PRETRAIN)
     about_data = _options_of("--data", args)
-    pretrained = training.run(["fit", "--config", "demo_pretrain.yaml", *offline, *about_data])
-    encoder = Path(pretrained.trainer.checkpoint_callback.dirpath) / "encoder.safetensors"
+    training.run(["fit", "--config", "demo_pretrain.yaml", *offline, *about_data])
+    encoder = Path(training.SaveConfig.folder or ".") / "checkpoints" / "encoder.safetensors"
     wandb.finish()  # else the second part would go on in this run
     print(FINETUNE)
     training.run(["fit", "--config", "demo.yaml", *offline, "--model.encoder", str(encoder), *args])

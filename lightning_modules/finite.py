@@ -55,7 +55,7 @@ class StepGuard:
             return "images unknown"
         indices = self._batch.tolist()
         names = getattr(getattr(trainer.train_dataloader, "dataset", None), "keys", None)
-        known = isinstance(names, list)
-        shown = [str(names[i]) if known and i < len(names) else str(i) for i in indices[:4]]
+        names = names if isinstance(names, list) else []
+        shown = [str(names[i]) if i < len(names) else str(i) for i in indices[:4]]
         rest = f" and {len(indices) - 4} more" if len(indices) > 4 else ""
         return f"images {', '.join(shown)}{rest}"
