@@ -69,7 +69,7 @@ def refuse(photos, capsys):
         (["--data.root", "photos", "--model.backbone", "resnet43"], ["resnet43", "resnet34"]),
         (["--data.root", "photos", "--model.num_classes", "7"], ["7", "2 classes"]),
         (["--data.root", "photos", "--model.lrr", "3"], ["--model", "'lrr'", "lr"]),
-        (["--data.root", "photos", "--data.rot", "3"], ["'rot'", "mean root?"]),
+        (["--data.root", "photos", "--data.rot", "3"], ["'rot'", "mean root"]),
         (["--data.root", "photos", "--model.lr", "abc"], ["--model.lr: expected float, got abc"]),
         (["--data.root", "photos", "--data.batch_size", "0"], ["batch_size must be at least 1"]),
         (["--data.root", "photos", "--trainer.max_epochs", "abc"], ["max_epochs: expected int"]),
