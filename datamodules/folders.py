@@ -10,22 +10,14 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from timm.data import ImageNetInfo
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets.folder import make_dataset
 
-from litcam.datamodules.layouts import EXTENSIONS, check_known, is_image
-from litcam.datamodules.transforms import read_image
+from litcam.datamodules.image_dataset import ImageDataset
+from litcam.datamodules.layouts import EXTENSIONS, check_known, find_layout, is_image
 
 
-class FolderDataset(Dataset[dict[str, Tensor]]):
-    """Images of one split, as dicts of ``image`` ``(3, height, width)``, ``label`` and ``index``.
-
-    Attributes:
-        folder: Where the split is.
-        classes: Names of the class folders; a label is a place in this list.
-        keys: Paths relative to ``folder``, in the order of ``index``.
-        labels: int64 ``(num_images,)``.
-    """
+class FolderDataset(ImageDataset):
+    """Images of one split, each a file; its key is its path relative to ``folder``."""
 
     def __init__(
         self,
@@ -36,7 +28,7 @@ class FolderDataset(Dataset[dict[str, Tensor]]):
         solution: Path | None = None,
         images_per_class: int | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder = str(folder)
         self.classes = classes
         self.transform = transform
         pairs = _from_csv(folder, classes, solution) if solution else _from_folders(folder, classes)
@@ -49,12 +41,14 @@ class FolderDataset(Dataset[dict[str, Tensor]]):
         self.keys = [key for key, _ in pairs]
         self.labels = torch.tensor([label for _, label in pairs])
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    def read(self, index: int) -> bytes:
+        """The image file as it is."""
+        with open(self.place(index), "rb", buffering=0) as file:  # noqa: PTH123 - half the time
+            return file.read()
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image = self.transform(read_image(self.folder / self.keys[index]))
-        return {"image": image, "label": self.labels[index], "index": torch.tensor(index)}
+    def place(self, index: int) -> str:
+        """Its path."""
+        return f"{self.folder}/{self.keys[index]}"
 
     def warn_of_empty_classes(self) -> None:
         """Warns, once for all of them, of classes that keep their number but have no image."""
@@ -66,6 +60,44 @@ class FolderDataset(Dataset[dict[str, Tensor]]):
                 f"{len(empty)} of {len(self.classes)} class folders in {self.folder} have no "
                 f"images: {', '.join(empty[:5])}{more}; they keep their class numbers"
             )
+
+
+class Folders:
+    """A data set of class folders, or of Kaggle's layout; see `find_layout`.
+
+    Attributes:
+        classes: Names of the class folders, in the order of their numbers.
+        has_test: Whether there is a test split.
+    """
+
+    def __init__(self, root: str | Path, *, train_dir: str = "", val_dir: str = "") -> None:
+        self.layout = find_layout(root, train_dir=train_dir, val_dir=val_dir)
+        self.classes = self.layout.classes
+        self.has_test = self.layout.test is not None
+
+    def open(
+        self,
+        split: str,
+        transform: Callable[[Tensor], Tensor],
+        *,
+        images_per_class: int | None = None,
+    ) -> FolderDataset:
+        """The images of a split; in training, classes without images are named.
+
+        Raises:
+            FileNotFoundError: If it has no images.
+            ValueError: If Kaggle's csv and its images do not go together.
+        """
+        dataset = FolderDataset(
+            getattr(self.layout, split),
+            self.classes,
+            transform=transform,
+            solution=self.layout.solution if split == "val" else None,
+            images_per_class=images_per_class,
+        )
+        if split == "train":
+            dataset.warn_of_empty_classes()
+        return dataset
 
 
 def _from_folders(folder: Path, classes: list[str]) -> list[tuple[str, int]]:

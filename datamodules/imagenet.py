@@ -1,20 +1,23 @@
-"""ImageNetDataModule: photos in class folders, ready for any timm network."""
+"""ImageNetDataModule: photos with class labels, wherever they lie, for any timm network."""
 
-import dataclasses
 import os
+import random
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
-from litcam.datamodules.folders import FolderDataset, readable_names
-from litcam.datamodules.layouts import find_layout
+from litcam.datamodules.folders import Folders, readable_names
+from litcam.datamodules.image_dataset import ImageDataset
+from litcam.datamodules.loaders import EvalLoader, TrainLoader
+from litcam.datamodules.samplers import EvalSampler, TrainSampler
+from litcam.datamodules.shards import Shards, is_sharded
 from litcam.datamodules.transforms import (
     AutoAugment,
     data_config,
@@ -26,16 +29,19 @@ from litcam.datamodules.transforms import (
 
 
 class ImageNetDataModule(LightningDataModule):
-    """Images in ``train/<class>`` and ``val/<class>``, or as Kaggle unpacks ImageNet.
+    """Photos with class labels: folders, Kaggle's ImageNet, or shards on a disk or in a bucket.
 
     A batch is a dict: ``image`` ``(batch, 3, image_size, image_size)``, uint8 from the workers and
     normalised floats from the device on, ``label`` ``(batch,)`` and ``index`` ``(batch,)``, the
-    image's place in ``dataset.keys``. Validation and test take every image exactly once, on any
-    number of processes.
+    image's place in ``dataset.keys``. Training takes every image at most once an epoch, and leaves
+    out fewer than one batch on each process; validation and test take every one exactly once.
+    Order and random transforms are functions of the run's seed, the epoch and the image alone, and
+    a checkpoint in the middle of an epoch goes on there, with any number of processes and workers.
 
     Args:
         root: Folder with ``train`` and ``val`` (``valid``, ``validation``), and ``test`` if there
-            is one, or Kaggle's folder with ``ILSVRC`` and ``LOC_val_solution.csv`` in it.
+            is one; Kaggle's folder with ``ILSVRC`` and ``LOC_val_solution.csv`` in it; or what
+            `litcam convert` wrote, as a folder or as ``s3://bucket/imagenet`` or ``gs://…``.
         batch_size: Images a process takes at once.
         num_workers: Processes that read images, for each process that trains; by default four, or
             one a core.
@@ -49,6 +55,10 @@ class ImageNetDataModule(LightningDataModule):
         auto_augment: ``rand`` (RandAugment), ``trivial`` (TrivialAugmentWide) or "" for neither.
         random_erasing: Probability of filling a box of a training image with noise.
         crop_pct: Share of the short side that evaluation sees; by default the backbone's.
+        max_broken: Training images that may be unreadable: each is named, and another takes its
+            place. One more stops the run. Validation and test stop at the first.
+        cache_dir: Where files of a remote ``root`` are kept; by default ``~/.cache/litcam``.
+        cache_gb: How many gigabytes of them; by default all.
 
     Attributes:
         classes: Names of the class folders, in the order of their numbers.
@@ -58,7 +68,7 @@ class ImageNetDataModule(LightningDataModule):
         std: One value a channel, of pixels in [0, 1].
 
     Raises:
-        FileNotFoundError: If ``root``, a split, its images or Kaggle's csv are missing.
+        OSError: If ``root``, a split, its images or Kaggle's csv are missing.
         ValueError: If an argument or the classes make no sense.
     """
 
@@ -78,53 +88,55 @@ class ImageNetDataModule(LightningDataModule):
         auto_augment: AutoAugment = "",
         random_erasing: float = 0.0,
         crop_pct: float | None = None,
+        max_broken: int = 10,
+        cache_dir: str | Path | None = None,
+        cache_gb: float | None = None,
     ) -> None:
         super().__init__()
-        _check_counts(
-            batch_size=batch_size,
-            image_size=image_size,
-            images_per_class=1 if images_per_class is None else images_per_class,
-        )
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
-        _check_shares(hflip=hflip, random_erasing=random_erasing)
-        if crop_pct is not None and not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must be 0 < smallest <= largest <= 1, got {crop_scale}")
-        if auto_augment not in ("", "rand", "trivial"):
-            raise ValueError(f"auto_augment must be '', 'rand' or 'trivial', got {auto_augment!r}")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("image_size", image_size, 1),
+            ("images_per_class", 1 if images_per_class is None else images_per_class, 1),
+            ("num_workers", num_workers, 0),
+            ("max_broken", max_broken, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= random_erasing <= 1:
+            raise ValueError(f"random_erasing must be in [0, 1], got {random_erasing}")
         self.batch_size = batch_size
         self.images_per_class = images_per_class
         self.num_workers = num_workers
+        self.max_broken = max_broken
         self.random_erasing = random_erasing
-        self.config = data_config(backbone)
-        if crop_pct is not None:
-            self.config = dataclasses.replace(self.config, crop_pct=crop_pct)
+        self.config = data_config(backbone, crop_pct=crop_pct)
         self.mean, self.std = self.config.mean, self.config.std
-        self.layout = find_layout(root, train_dir=train_dir, val_dir=val_dir)
-        self.classes = self.layout.classes
+        self.source: Shards | Folders = (
+            Shards(root, cache_dir=cache_dir, cache_gb=cache_gb)
+            if is_sharded(root)
+            else Folders(root, train_dir=train_dir, val_dir=val_dir)
+        )
+        self.classes = self.source.classes
         self.class_names = readable_names(self.classes)
         self.num_classes = len(self.classes)
         self._train_transform = train_transform(
             image_size, self.config, crop_scale=crop_scale, hflip=hflip, auto_augment=auto_augment
         )
         self._eval_transform = eval_transform(image_size, self.config)
-        self._datasets: dict[str, FolderDataset] = {}
+        self._datasets: dict[str, ImageDataset] = {}
+        self._train_loader: TrainLoader | None = None
+        self._resume_from: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Lists the images of the splits that ``fit``, ``validate``, ``test`` or ``predict`` use.
 
         Raises:
-            FileNotFoundError: If a split has no images.
+            OSError: If a split has no images.
             ValueError: If Kaggle's csv and its images do not go together.
         """
         if stage == "fit":
-            self._dataset("train", self._train_transform).warn_of_empty_classes()
-        if stage == "test" and self.layout.test:
-            self._dataset("test", self._eval_transform)
-        else:
-            self._dataset("val", self._eval_transform)
+            self._dataset("train")
+        self._dataset("test" if stage == "test" and self.source.has_test else "val")
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled batches, all of the same size on every process.
@@ -132,30 +144,49 @@ class ImageNetDataModule(LightningDataModule):
         Raises:
             ValueError: If there are too few images for one batch.
         """
-        dataset = self._dataset("train", self._train_transform)
-        ranks = self._ranks()
+        dataset, ranks = self._dataset("train"), self._ranks()
         share = len(dataset) // ranks["num_replicas"]
         if share < self.batch_size:
             raise ValueError(
                 f"batch_size must be at most {share} for the {len(dataset)} training images in "
                 f"{dataset.folder} on {ranks['num_replicas']} processes, got {self.batch_size}"
             )
-        sampler: DistributedSampler[dict[str, Tensor]] | None = None
-        if ranks["num_replicas"] > 1:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            sampler = DistributedSampler(dataset, **ranks, shuffle=True, seed=seed, drop_last=True)
-        return self._loader(dataset, sampler=sampler, shuffle=sampler is None, drop_last=True)
+        if getattr(self.trainer, "overfit_batches", 0):
+            return self._eval_loader("train")  # the same few batches each time
+        self._train_loader = TrainLoader(
+            TrainSampler(dataset, self.batch_size, **ranks, seed=_run_seed()),
+            max_broken=self.max_broken,
+            trainer=self.trainer,
+            **self._loader_options(),
+        )
+        if self._resume_from:
+            self._train_loader.load_state_dict(self._resume_from)
+            self._resume_from = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is in its epoch; Lightning keeps it in the checkpoint."""
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the next `train_dataloader` go on there.
+
+        Lightning hands a loader its state as well, but not where the loader is made before the
+        progress is restored, as ``trainer.estimated_stepping_batches`` has it (Lightning 2.6.6).
+        """
+        fitting = self.trainer is None or self.trainer.state.fn == "fit"
+        self._resume_from = state_dict if fitting else {}
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every validation image exactly once, in the order of the dataset."""
+        """Every validation image exactly once."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every image of ``test/<class>`` exactly once, of validation where there is none."""
-        return self._eval_loader("test" if self.layout.test else "val")
+        return self._eval_loader("test" if self.source.has_test else "val")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every validation image exactly once, in the order of the dataset."""
+        """Every validation image exactly once."""
         return self._eval_loader("val")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -167,64 +198,54 @@ class ImageNetDataModule(LightningDataModule):
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
         images = normalize(batch["image"], self.config, dtype=dtype)
         if self.random_erasing and self.trainer and self.trainer.training:
-            images = erase(images, self.random_erasing)
+            batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            # So that a resumed run draws what it would have drawn.
+            with isolate_rng():
+                seed = np.random.SeedSequence([_run_seed(), self._ranks()["rank"], batches])
+                torch.manual_seed(int(seed.generate_state(1)[0]))
+                random.seed(int(seed.generate_state(2)[1]))
+                images = erase(images, self.random_erasing)
         return {**batch, "image": images}
 
-    def _dataset(self, split: str, transform: v2.Transform) -> FolderDataset:
+    def _dataset(self, split: str) -> ImageDataset:
         if split not in self._datasets:
-            self._datasets[split] = FolderDataset(
-                getattr(self.layout, split),
-                self.classes,
-                transform=transform,
-                solution=self.layout.solution if split == "val" else None,
-                images_per_class=self.images_per_class if split == "train" else None,
+            train = split == "train"
+            dataset = self.source.open(
+                split,
+                self._train_transform if train else self._eval_transform,
+                images_per_class=self.images_per_class if train else None,
             )
+            dataset.skip_broken = train
+            self._datasets[split] = dataset
         return self._datasets[split]
 
     def _eval_loader(self, split: str) -> DataLoader[dict[str, Tensor]]:
-        dataset = self._dataset(split, self._eval_transform)
-        ranks = self._ranks()
+        dataset, ranks = self._dataset(split), self._ranks()
         if len(dataset) < ranks["num_replicas"]:
             raise ValueError(
                 f"{dataset.folder} has {len(dataset)} images for {ranks['num_replicas']} "
                 "processes, and each needs one; use fewer devices"
             )
-        sampler = None
-        if ranks["num_replicas"] > 1:
-            sampler = UnrepeatedDistributedSampler(dataset, **ranks, shuffle=False)
-        return self._loader(dataset, sampler=sampler, shuffle=False, drop_last=False)
+        sampler = EvalSampler(dataset, **ranks)
+        options = self._loader_options()
+        return EvalLoader(dataset, batch_size=self.batch_size, sampler=sampler, **options)
 
     def _ranks(self) -> dict[str, int]:
         # Asked of the strategy, because processes that share one model also share their images.
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return {"num_replicas": 1, "rank": 0, **(kwargs or {})}
 
-    def _loader(
-        self, dataset: FolderDataset, *, sampler: Any, shuffle: bool, drop_last: bool
-    ) -> DataLoader[dict[str, Tensor]]:
+    def _loader_options(self) -> dict[str, Any]:
         if self.num_workers < 2:
             # Chosen on purpose; Lightning would advise otherwise at every start.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            prefetch_factor=4 if self.num_workers else None,
-        )
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            "prefetch_factor": 4 if self.num_workers else None,
+        }
 
 
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-
-
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {share}")
+def _run_seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))

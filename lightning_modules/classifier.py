@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
@@ -18,18 +16,17 @@ from litcam.lightning_modules.backbones import (
     create_backbone,
     freeze_all_but_head,
     freeze_modules,
-    prefer_plain_attention,
     warn_of_class_order,
 )
 from litcam.lightning_modules.checkpoints import load_encoder
-from litcam.lightning_modules.finite import StepGuard
+from litcam.lightning_modules.steps import GuardedSteps
 
 __all__ = ["Classifier"]
 
 Batch = dict[str, Tensor] | tuple[Tensor, Tensor] | list[Tensor]
 
 
-class Classifier(pl.LightningModule):
+class Classifier(GuardedSteps):
     """Train a timm model to classify images.
 
     A batch is a dict with ``image`` (batch, 3, height, width), normalised, and ``label`` (batch,),
@@ -118,7 +115,6 @@ class Classifier(pl.LightningModule):
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise ValueError(f"freeze={freeze} leaves nothing to train; name fewer modules")
         self._mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self._guard = StepGuard()
         # Not self.log's own mean: over ranks it rounds the mean count of images down to an integer,
         # so that 5 and 4 images on two ranks make the loss 9/8 of what it is (Lightning 2.6.6).
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -166,12 +162,8 @@ class Classifier(pl.LightningModule):
             loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
         self.train_loss.update(loss.detach().expand(len(labels)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self._guard.watch(loss, batch)
+        self.watch(loss, batch)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a step whose gradient is not finite."""
-        self._guard.check(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update loss and metrics under ``val/``."""
@@ -191,10 +183,6 @@ class Classifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint enough on its own: no encoder file or download to load it again."""
         checkpoint["hyper_parameters"] |= {"pretrained": False, "encoder": ""}
-
-    def on_fit_start(self) -> None:
-        """Suit the attention to the machine."""
-        prefer_plain_attention(self)
 
     def on_train_start(self) -> None:
         """Put frozen modules into eval mode."""

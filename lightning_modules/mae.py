@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from einops import rearrange
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,7 +14,6 @@ from torchmetrics.regression import R2Score
 
 from litcam.lightning_modules import optim
 from litcam.lightning_modules.arguments import check_arguments
-from litcam.lightning_modules.backbones import prefer_plain_attention
 from litcam.lightning_modules.checkpoints import save_pretrained
 from litcam.lightning_modules.decoders import Decoder, choose_size, count_flops
 from litcam.lightning_modules.encoders import (
@@ -26,7 +24,6 @@ from litcam.lightning_modules.encoders import (
     on_meta,
     set_sincos_positions,
 )
-from litcam.lightning_modules.finite import StepGuard
 from litcam.lightning_modules.hiding import find_hiding
 from litcam.lightning_modules.masking import (
     choose_cells,
@@ -40,13 +37,14 @@ from litcam.lightning_modules.reconstruction import (
     denormalise_cells,
     normalise_cells,
 )
+from litcam.lightning_modules.steps import GuardedSteps, run_seed
 
 __all__ = ["MAE"]
 
 Batch = dict[str, Tensor] | tuple[Tensor, ...] | list[Tensor]
 
 
-class MAE(pl.LightningModule):
+class MAE(GuardedSteps):
     """Pretrain a timm encoder by hiding cells of images and predicting their pixels.
 
     A ViT never gets the hidden patches (MAE, arXiv:2111.06377), a Swin gets a mask token for them
@@ -115,7 +113,6 @@ class MAE(pl.LightningModule):
         self.hiding = hiding(self.encoder, self.grid)
         freeze_unreached(self.encoder, self._encode_on_meta)
         self.decoder = self._create_decoder(decoder_dim, decoder_depth)
-        self._guard = StepGuard()
         # Metrics, not self.log's own mean; see Classifier.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -158,12 +155,12 @@ class MAE(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch. The masks follow from seed, epoch and image alone."""
         images = _images(batch)
-        seed = torch.initial_seed() + self.current_epoch + 1
+        seed = run_seed() + self.current_epoch + 1
         noise = reproducible_noise(self._keys(batch, batch_idx), self.num_cells, seed)
         loss = self(images, noise)
         self.train_loss.update(loss.detach().expand(len(images)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self._guard.watch(loss, batch)
+        self.watch(loss, batch)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -193,7 +190,7 @@ class MAE(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what is hidden, and which share of the compute the decoder takes."""
-        prefer_plain_attention(self)
+        super().on_fit_start()
         hidden = self.num_cells - int(self.num_cells * (1 - self.hparams["mask_ratio"]))
         shape = (
             f"{self.decoder.depth} blocks of {self.decoder.dim}" if self.decoder.depth else "linear"
@@ -202,10 +199,6 @@ class MAE(pl.LightningModule):
             f"MAE hides {hidden} of {self.num_cells} cells of {self.cell_size}x{self.cell_size} "
             f"pixels; decoder ({shape}): {self.decoder_share:.0%} of the compute"
         )
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a step whose gradient is not finite."""
-        self._guard.check(self)
 
     def on_train_epoch_end(self) -> None:
         """Write encoder and decoder beside the checkpoints; see `save_pretrained`."""

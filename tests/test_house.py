@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).glob("*.py"))
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+FOLDERS = sorted({str(path.parent.relative_to(ROOT)) for path in FILES})
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ALLOWED = {"callbacks": {"callbacks", "explain"}, "commands": set(ROOMS)}
 
@@ -29,7 +30,7 @@ def imports(path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_the_only_arrow_between_rooms_is_from_callbacks_to_explain(path):
-    room = path.parent.name
+    room = path.relative_to(ROOT).parts[0]
     found = {name.split(".")[1] for name in imports(path) if name.startswith("litcam.")}
     assert found <= ALLOWED.get(room, {room})
 
@@ -46,8 +47,9 @@ def test_the_wheel_has_every_room():
     folders = dict(
         line.split(" = ") for line in setup["options"]["package_dir"].split("\n") if line
     )
-    assert packages == list(folders) == ["litcam", *(f"litcam.{room}" for room in ROOMS)]
-    assert list(folders.values()) == [".", *ROOMS]
+    names = [f"litcam.{folder.replace('/', '.')}" for folder in FOLDERS]
+    assert packages == list(folders) == ["litcam", *names]
+    assert list(folders.values()) == [".", *FOLDERS]
     assert (ROOT / "py.typed").exists()
     assert all((ROOT / room / "py.typed").exists() for room in ROOMS)
 

@@ -1,9 +1,11 @@
 """Mistakes of a user: one line, exit code 2, no traceback, nothing lost."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from litcam.datamodules.samplers import shuffled
 from litcam.train import main
 
 OPTIONS = {
@@ -99,9 +101,14 @@ def test_no_gpu(refuse):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_keeps_what_was_written(refuse, photos, workers):
-    (photos / "train/cat/3.jpg").write_bytes(b"nonsense")
-    line = refuse([*FIT, "--data.root", "photos", "--data.num_workers", str(workers)])
-    assert "train/cat/3.jpg" in line
+    # One of the last batch, so that there is something to keep.
+    last = shuffled(16, None, np.random.SeedSequence([0, 0]))[-1]
+    name = f"train/{'cat' if last < 8 else 'dog'}/{last % 8}.jpg"
+    (photos / name).write_bytes(b"nonsense")
+    options = ["--data.num_workers", str(workers), "--data.max_broken", "0"]
+    line = refuse([*FIT, "--data.root", "photos", *options])
+    assert name in line
+    assert "max_broken=0" in line
     run = photos.parent / "runs/finetune_resnet34/version_0"
     assert (run / "config.yaml").exists()
     assert (run / "checkpoints/last.ckpt").exists()

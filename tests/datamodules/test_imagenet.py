@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
-from torch.utils.data import DistributedSampler, SequentialSampler
+from torch.utils.data import DistributedSampler
 
 from litcam.datamodules import ImageNetDataModule
 from litcam.datamodules.folders import readable_names
+from litcam.datamodules.samplers import EvalSampler
 
 SYNSETS = ["n02123045", "n02328150", "n03126707"]
 
@@ -136,7 +137,7 @@ def test_any_two_folders_will_do(tmp_path):
     (root / "train").rename(root / "a")
     (root / "val").rename(tmp_path / "b")
     data = module(root, train_dir="a", val_dir=str(tmp_path / "b"))
-    assert (data.layout.train, data.layout.val) == (root / "a", tmp_path / "b")
+    assert (data.source.layout.train, data.source.layout.val) == (root / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("at", ["", "ILSVRC/Data/CLS-LOC"])
@@ -148,7 +149,7 @@ def test_kaggles_layout_takes_its_labels_from_the_csv(tmp_path, at):
     dataset = data.val_dataloader().dataset
     assert dataset.keys == [f"{i:03d}.JPEG" for i in range(6)]
     assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert data.layout.test is None
+    assert not data.source.has_test
 
 
 def test_two_classes_of_one_name_are_told_apart():
@@ -351,7 +352,7 @@ def test_loaders_shuffle_in_training_only(tree):
     data.setup("fit")
     train, val = data.train_dataloader(), data.val_dataloader()
     assert (len(train), len(val)) == (2, 2)
-    assert isinstance(val.sampler, SequentialSampler)
+    assert isinstance(val.sampler, EvalSampler)
     orders = []
     for _ in range(2):
         torch.manual_seed(0)

@@ -1,0 +1,65 @@
+"""What every training step of litcam's modules has: repeatable randomness, finite gradients."""
+
+import os
+import random
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from litcam.lightning_modules.backbones import prefer_plain_attention
+from litcam.lightning_modules.finite import StepGuard
+
+__all__ = ["GuardedSteps", "run_seed"]
+
+
+def run_seed() -> int:
+    """Return the seed of ``seed_everything``, else the one torch began with."""
+    return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+
+
+class GuardedSteps(pl.LightningModule):
+    """A module whose steps a resumed run repeats, and that stops before a step that is not finite.
+
+    At the start of each step torch, NumPy and Python are seeded with the run's seed, the process
+    and the step. Dropout, stochastic depth and Mixup then draw what they would have drawn in a run
+    that was never interrupted, with no state of any generator in the checkpoint. Runs that did not
+    call ``seed_everything`` did not ask for that, and their generators are left alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guard = StepGuard()
+
+    def on_fit_start(self) -> None:
+        """Suit the attention to the machine, and the metrics to what is to come."""
+        prefer_plain_attention(self)
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                # A validation before left states that only inference mode may change.
+                metric.reset()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step."""
+        if "PL_GLOBAL_SEED" not in os.environ:
+            return
+        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        numbers = np.random.SeedSequence([run_seed(), self.global_rank, step]).generate_state(3)
+        torch.manual_seed(int(numbers[0]))
+        np.random.seed(int(numbers[1]))  # noqa: NPY002 - timm's Mixup draws from the global one
+        random.seed(int(numbers[2]))
+
+    def watch(self, loss: Tensor, batch: Any) -> None:
+        """Remember the loss of a step and its batch, for the message if it is not finite."""
+        self._guard.watch(loss, batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a step whose gradient is not finite.
+
+        Raises:
+            NonFiniteError: with the step, the learning rate and the images.
+        """
+        self._guard.check(self)

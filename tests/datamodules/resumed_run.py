@@ -1,0 +1,103 @@
+"""A training run that can be killed at any step: python resumed_run.py '{"root": …, …}'."""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from litcam.callbacks import Coverage
+from litcam.datamodules import ImageNetDataModule
+from litcam.lightning_modules import Classifier
+
+EVERYTHING_RANDOM = {"mixup": 0.4, "cutmix": 0.4, "drop_rate": 0.2, "drop_path_rate": 0.2}
+
+
+class Diary(Callback):
+    """Writes down what each step saw, and dies where it is told to."""
+
+    def __init__(self, folder: Path, kill_at: int) -> None:
+        self.folder, self.kill_at = folder, kill_at
+
+    def write(self, trainer, kind, batch, step):
+        entry = [kind, trainer.current_epoch, step, batch["index"].tolist()]
+        with (self.folder / f"diary-{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.write(trainer, "train", batch, trainer.global_step)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        self.write(trainer, "val", batch, trainer.global_step)
+
+
+class Counts(Callback):
+    """Keeps what `Coverage` counted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.is_global_zero:
+            counts = {k: float(v) for k, v in trainer.callback_metrics.items() if "images" in k}
+            with (self.folder / "counts.jsonl").open("a") as file:
+                file.write(json.dumps([trainer.current_epoch, counts]) + "\n")
+
+
+def run(
+    root: str,
+    folder: str,
+    *,
+    kill_at: int = -1,
+    workers: int = 0,
+    devices: int = 1,
+    batch_size: int = 4,
+    epochs: int = 3,
+    every: int = 1,
+    backbone: str = "test_resnet",
+) -> None:
+    """Trains from scratch, or from `last.ckpt` if there is one, and keeps the weights."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    out = Path(folder)
+    out.mkdir(exist_ok=True)
+    L.seed_everything(7, verbose=False)
+    data = ImageNetDataModule(
+        root,
+        batch_size,
+        num_workers=workers,
+        image_size=32,
+        auto_augment="rand",
+        random_erasing=0.5,
+    )
+    model = Classifier(backbone, data.num_classes, warmup_epochs=1, **EVERYTHING_RANDOM)
+    last = ModelCheckpoint(
+        out, filename="last", every_n_train_steps=every, enable_version_counter=False
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[last, Diary(out, kill_at), Coverage(), Counts(out)],
+    )
+    checkpoint = out / "last.ckpt"
+    trainer.fit(model, data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    if trainer.is_global_zero:
+        torch.save(model.state_dict(), out / "weights.pt")
+
+
+if __name__ == "__main__":
+    run(**json.loads(sys.argv[1]))
