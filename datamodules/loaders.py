@@ -96,7 +96,7 @@ class TrainLoader(EvalLoader):
             if not batch:
                 raise ValueError(
                     "no image of a training batch can be read, see the warnings before; are the "
-                    f"disk or the share of {self.sampler.dataset.folder} still there?"
+                    f"disk or the share of {self.sampler.images.folder} still there?"
                 )
             self._num_batches += 1
             yield batch
@@ -112,7 +112,7 @@ class TrainLoader(EvalLoader):
             "epoch": sampler.epoch,
             "stretches": [list(stretch) for stretch in (*sampler.stretches, now)],
             "seed": sampler.seed,
-            "num_images": len(sampler.dataset),  # type: ignore[arg-type]
+            "num_images": len(sampler.images),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class TrainLoader(EvalLoader):
             ValueError: If the data are not those the state is of.
         """
         sampler = self.sampler
-        num_images = len(sampler.dataset)  # type: ignore[arg-type]
+        num_images = len(sampler.images)
         if state["num_images"] != num_images:
             raise ValueError(
                 f"the checkpoint was in the middle of an epoch of {state['num_images']} training "

@@ -81,17 +81,16 @@ class TrainSampler(DistributedSampler[Draw]):
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)
         self.batch_size = batch_size
-        self._num_images = len(dataset)
-        self.num_batches = self._num_images // (num_replicas * batch_size)
+        self.images = dataset
+        self.num_batches = len(dataset) // (num_replicas * batch_size)
         self.stretches: list[Stretch] = []
         self.on_epoch: Callable[[], None] | None = None
-        self._chunks = dataset.chunks
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
-        seeds = np.random.SeedSequence([self.seed, self.epoch, 1]).generate_state(self._num_images)
+        seeds = np.random.SeedSequence([self.seed, self.epoch, 1]).generate_state(len(self.images))
         mine = self.indices()
         yield from map(Draw, mine.tolist(), seeds[mine].tolist())
 
@@ -111,11 +110,11 @@ class TrainSampler(DistributedSampler[Draw]):
 
     def taken(self) -> Order:
         """What all processes took of this epoch before it was interrupted, int64."""
-        return np.setdiff1d(np.arange(self._num_images), self._rest(), assume_unique=True)
+        return np.setdiff1d(np.arange(len(self.images)), self._rest(), assume_unique=True)
 
     def _rest(self) -> Order:
         seed = np.random.SeedSequence([self.seed, self.epoch])
-        return remaining(shuffled(self._num_images, self._chunks, seed), self.stretches)
+        return remaining(shuffled(len(self.images), self.images.chunks, seed), self.stretches)
 
 
 class EvalSampler(DistributedSampler[int]):
