@@ -15,9 +15,13 @@ def describe(model: LightningModule) -> str:
     return f"{name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained"
 
 
-def summarise(trainer: Trainer) -> str:
-    """How good the model is, where everything is, and which command shows it."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+def summarise(trainer: Trainer, folder: Path) -> str:
+    """How good the model is, where everything is, and which command shows it.
+
+    Args:
+        trainer: That is done.
+        folder: Of the run. Not asked of the trainer: that would wait for the other processes.
+    """
     lines = [f"{_quality(trainer)}Everything is in {_short(folder)}"]
     for name, title in (("gradcam", "Where it looks"), ("reconstructions", "What it guesses")):
         sheets = (folder / name).glob("epoch-*/sheet.jpg")

@@ -106,7 +106,7 @@ class LitcamCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says how it went, where everything is, and how to look at it."""
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            print(summarise(self.trainer))
+            print(summarise(self.trainer, SaveConfig.folder or Path()))
 
     after_validate = after_test = after_fit
 
