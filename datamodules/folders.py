@@ -43,8 +43,14 @@ class FolderDataset(ImageDataset):
 
     def read(self, index: int) -> bytes:
         """The image file as it is."""
-        with open(self.place(index), "rb", buffering=0) as file:  # noqa: PTH123 - half the time
-            return file.read()
+        try:
+            with open(self.place(index), "rb", buffering=0) as file:  # noqa: PTH123 - half the time
+                return file.read()
+        except FileNotFoundError:
+            raise ValueError(
+                f"{self.place(index)} was there when the folder was listed, and is gone; put it "
+                "back, or start again without it"
+            ) from None
 
     def place(self, index: int) -> str:
         """Its path."""

@@ -65,7 +65,8 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
         """The image file as it was stored.
 
         Raises:
-            OSError: If it cannot be read.
+            ValueError: If this one image is gone or damaged.
+            OSError: If where it lies cannot be read.
         """
 
     @abstractmethod
@@ -92,7 +93,8 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
         index, seed = draw if isinstance(draw, Draw) else (draw, None)
         try:
             image = decode(self.read(index), self.place(index))
-        except (OSError, ValueError) as error:
+        except ValueError as error:
+            # Not an OSError: a disk or a store that is away is no broken image.
             if not self.skip_broken:
                 raise
             return Broken(index, str(error))

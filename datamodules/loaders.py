@@ -95,8 +95,8 @@ class TrainLoader(EvalLoader):
             self._report(batch.pop(BROKEN, []))
             if not batch:
                 raise ValueError(
-                    "no image of a training batch can be read, see the warnings before; are the "
-                    f"disk or the share of {self.sampler.images.folder} still there?"
+                    f"not one image of a training batch in {self.sampler.images.folder} can be "
+                    "read; the warnings before name them"
                 )
             self._num_batches += 1
             yield batch

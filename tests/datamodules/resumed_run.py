@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,8 +23,8 @@ EVERYTHING_RANDOM = {"mixup": 0.4, "cutmix": 0.4, "drop_rate": 0.2, "drop_path_r
 class Diary(Callback):
     """Writes down what each step saw, and dies where it is told to."""
 
-    def __init__(self, folder: Path, kill_at: int) -> None:
-        self.folder, self.kill_at = folder, kill_at
+    def __init__(self, folder: Path, kill_at: int, pause_at: int) -> None:
+        self.folder, self.kill_at, self.pause_at = folder, kill_at, pause_at
 
     def write(self, trainer, kind, batch, step):
         entry = [kind, trainer.current_epoch, step, batch["index"].tolist()]
@@ -32,6 +34,11 @@ class Diary(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step == self.pause_at:
+            pause = self.folder / "paused"
+            pause.touch()
+            while pause.exists():  # until the test has done what it wants to
+                time.sleep(0.05)
         self.write(trainer, "train", batch, trainer.global_step)
 
     def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
@@ -56,12 +63,14 @@ def run(
     folder: str,
     *,
     kill_at: int = -1,
+    pause_at: int = -1,
     workers: int = 0,
     devices: int = 1,
     batch_size: int = 4,
     epochs: int = 3,
     every: int = 1,
     backbone: str = "test_resnet",
+    **data_options: Any,
 ) -> None:
     """Trains from scratch, or from `last.ckpt` if there is one, and keeps the weights."""
     warnings.filterwarnings("ignore")
@@ -76,6 +85,7 @@ def run(
         image_size=32,
         auto_augment="rand",
         random_erasing=0.5,
+        **data_options,
     )
     model = Classifier(backbone, data.num_classes, warmup_epochs=1, **EVERYTHING_RANDOM)
     last = ModelCheckpoint(
@@ -91,7 +101,7 @@ def run(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[last, Diary(out, kill_at), Coverage(), Counts(out)],
+        callbacks=[last, Diary(out, kill_at, pause_at), Coverage(), Counts(out)],
     )
     checkpoint = out / "last.ckpt"
     trainer.fit(model, data, ckpt_path=checkpoint if checkpoint.exists() else None)
