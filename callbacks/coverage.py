@@ -29,6 +29,7 @@ class Coverage(Callback):
     def __init__(self) -> None:
         self._notes = Notes("Coverage")
         self._counts: dict[str, Tensor] = {}
+        self._expected: dict[str, int] = {}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -43,7 +44,7 @@ class Coverage(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of training."""
-        self._log("train", pl_module, limited=trainer.limit_train_batches != 1.0)
+        self._log("train", pl_module, limit=trainer.limit_train_batches)
 
     def on_validation_batch_start(
         self,
@@ -61,28 +62,36 @@ class Coverage(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of validation."""
-        self._log("val", pl_module, limited=trainer.limit_val_batches != 1.0)
+        self._log("val", pl_module, limit=trainer.limit_val_batches)
 
     def _count(self, split: str, batch: Any, loader: Any) -> bool:
         index = batch.get("index") if isinstance(batch, dict) else None
-        if not isinstance(index, Tensor):
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(index, Tensor) or not hasattr(dataset, "__len__"):
             return False
         if split not in self._counts:
-            num_images = len(loader.dataset)
-            self._counts[split] = torch.zeros(num_images, dtype=torch.int32, device=index.device)
-        ones = torch.ones_like(index, dtype=torch.int32)
-        self._counts[split].index_add_(0, index, ones)
+            self._expected[split] = len(dataset)
+            while hasattr(dataset, "dataset"):  # a Subset; indices are of what it is a part of
+                dataset = dataset.dataset
+            # One more, for what is no place in it: a GPU would end the run at a wrong index.
+            size = len(dataset) + 1
+            self._counts[split] = torch.zeros(size, dtype=torch.int32, device=index.device)
+        counts = self._counts[split]
+        known = index.where((index >= 0) & (index < len(counts) - 1), len(counts) - 1)
+        counts.index_add_(0, known, torch.ones_like(known, dtype=torch.int32))
         return True
 
-    def _log(self, split: str, pl_module: pl.LightningModule, *, limited: bool) -> None:
+    def _log(self, split: str, pl_module: pl.LightningModule, *, limit: int | float) -> None:
         counts = self._counts.pop(split, None)
-        if counts is None or limited:
+        # 1.0 is everything, and 1 is one batch.
+        if counts is None or isinstance(limit, int) or limit < 1:
             return
-        counts = pl_module.trainer.strategy.reduce(counts, reduce_op="sum")
+        counts = pl_module.trainer.strategy.reduce(counts[:-1], reduce_op="sum")
+        unique = int((counts > 0).sum())
         found = {
-            "unique": int((counts > 0).sum()),
-            "repeated": int((counts - 1).clamp_min(0).sum()),
-            "missing": int((counts == 0).sum()),
+            "unique": unique,
+            "repeated": int(counts.sum()) - unique,
+            "missing": self._expected[split] - unique,
         }
         for name, value in found.items():
             # The same on every process already.
@@ -90,7 +99,7 @@ class Coverage(Callback):
         if split == "val" and (found["missing"] or found["repeated"]):
             self._notes.warn(
                 [
-                    f"validation is not exact: of {len(counts)} images {found['missing']} were not "
-                    f"seen and {found['repeated']} seen again; metrics are of other images"
+                    f"validation is not exact: of {self._expected[split]} images "
+                    f"{found['missing']} were not seen and {found['repeated']} seen again"
                 ]
             )

@@ -9,6 +9,10 @@ from torch import Tensor
 __all__ = ["NonFiniteError", "StepGuard"]
 
 
+# A process sees its own shard alone, and would stop without the others.
+SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
+
+
 class NonFiniteError(ValueError):
     """The loss or its gradient is infinite or not a number."""
 
@@ -38,6 +42,8 @@ class StepGuard:
         trainer = module.trainer
         # Under float16 an infinite gradient is the scaler's daily bread: it skips the step.
         if trainer.precision == "16-mixed" and self._loss is not None and self._loss.isfinite():
+            return
+        if any(kind in type(trainer.strategy).__name__ for kind in SHARDED):
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
