@@ -82,6 +82,7 @@ def begin(folder, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_bucket_trains_like_a_folder_though_its_server_went_away(shards, tmp_path, bucket):
     assert run_on(1, shards, tmp_path / "disk", batch_size=2) == 0

@@ -81,16 +81,13 @@ def same_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("layout", "workers", "every"), [("folders", 0, 1), ("shards", 2, 4)])
-def test_kills_change_nothing(roots, tmp_path, layout, workers, every):
-    root, whole = roots / layout, tmp_path / "whole"
+def kill_and_go_on(root, folder, points, *, workers, every):
+    """Holds runs that were killed at each of some steps against one that was not."""
+    whole = folder / "whole"
     assert run(root, whole) == 0
     assert len(diary(whole)) == STEPS
-    # A checkpoint at every step is also one right before and right after each validation.
-    for step in (3, 6, 12, 17) if every == 1 else (5, 11, 16):
-        killed = tmp_path / f"killed-{step}"
+    for step in points:
+        killed = folder / f"killed-{step}"
         assert run(root, killed, kill_at=step, workers=workers, every=every) == -9
         assert run(root, killed, workers=min(1, workers), every=every) == 0
         assert diary(killed) == diary(whole)
@@ -102,9 +99,31 @@ def test_kills_change_nothing(roots, tmp_path, layout, workers, every):
 
 
 @pytest.mark.slow
+def test_a_kill_changes_nothing(roots, tmp_path):
+    # Right before the second epoch, with a checkpoint at every step.
+    kill_and_go_on(roots / "folders", tmp_path, (6,), workers=0, every=1)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("layout", "workers", "every"), [("folders", 0, 1), ("shards", 2, 4)])
+def test_ten_kills_change_nothing(roots, tmp_path, layout, workers, every):
+    points = (1, 3, 5, 6, 7, 11, 12, 13, 16, 17)
+    kill_and_go_on(roots / layout, tmp_path, points, workers=workers, every=every)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("layout", ["folders", "shards"])
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("layout", "first", "then"),
+    [
+        ("shards", 2, 1),
+        pytest.param("shards", 1, 2, marks=pytest.mark.long),
+        pytest.param("folders", 2, 1, marks=pytest.mark.long),
+        pytest.param("folders", 1, 2, marks=pytest.mark.long),
+    ],
+)
 def test_another_number_of_processes_takes_what_is_left(roots, tmp_path, layout, first, then):
     root = roots / layout
     assert run_on(first, root, tmp_path, kill_at=4, batch_size=2) == -9
