@@ -44,7 +44,7 @@ class Coverage(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of training."""
-        self._log("train", pl_module, limit=trainer.limit_train_batches)
+        self._log("train", pl_module, limit=trainer.limit_train_batches or 0)
 
     def on_validation_batch_start(
         self,
@@ -62,11 +62,11 @@ class Coverage(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of validation."""
-        self._log("val", pl_module, limit=trainer.limit_val_batches)
+        self._log("val", pl_module, limit=trainer.limit_val_batches or 0)
 
     def _count(self, split: str, batch: Any, loader: Any) -> bool:
         index = batch.get("index") if isinstance(batch, dict) else None
-        dataset = getattr(loader, "dataset", None)
+        dataset: Any = getattr(loader, "dataset", None)
         if not isinstance(index, Tensor) or not hasattr(dataset, "__len__"):
             return False
         if split not in self._counts:
