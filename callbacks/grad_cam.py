@@ -18,6 +18,7 @@ from litcam.callbacks.explained import (
 )
 from litcam.callbacks.heatmap_views import draw_views
 from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
+from litcam.callbacks.map_metrics import MapMetrics
 from litcam.callbacks.notes import Notes, describe_failure, never_kills
 from litcam.callbacks.recorder import Recorder
 from litcam.callbacks.shown_images import (
@@ -47,7 +48,10 @@ class GradCAM(Callback):
         target_layer: dotted name of the layer; by default found and checked.
         classes: one view each: `"predicted"`, `"true"`, a class name or a class number.
         indices: dataset indices of the images to show, instead of `num_images`.
-        every_n_epochs: draw at every n-th validation epoch only.
+        every_n_epochs: draw and measure at every n-th validation epoch only.
+        metrics: numbers for the maps of all validation images, logged as `val/gradcam/<metric>`:
+            `"pointing_game"` and `"energy_inside"` where batches have `mask` or `box`,
+            `"sparseness"`, `"drift"`. Every image is then explained, in the same forward.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
         name: in log keys and of the folder; two such callbacks need two names.
@@ -70,6 +74,7 @@ class GradCAM(Callback):
         classes: Sequence[str | int] = ("predicted", "true"),
         indices: Sequence[int] = (),
         every_n_epochs: int = 1,
+        metrics: Sequence[str] = (),
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         name: str = "gradcam",
@@ -82,6 +87,8 @@ class GradCAM(Callback):
         if not classes:
             raise ValueError("classes must name a view: predicted, true, a class name or number")
         find_method(method)
+        MapMetrics(metrics)
+        self.metrics = tuple(metrics)
         self.num_images, self.method = num_images, method
         self.classes = (classes,) if isinstance(classes, str) else tuple(classes)
         self.network, self.target_layer, self.name = network, target_layer, name
@@ -94,7 +101,9 @@ class GradCAM(Callback):
         """Everything that belongs to one run."""
         self._recorder: Recorder | None = None
         self._active = self._disabled = False
+        self._measured = MapMetrics(self.metrics)
         self._positions: dict[int, int] = {}
+        self._recording = False
         self._explained: list[Explained] = []
         self._shown: dict[int, tuple[Any, ShownImages]] = {}
         self._seen: dict[int, set[int]] = {}
@@ -157,10 +166,12 @@ class GradCAM(Callback):
         loader, shown = self._choose_images(trainer, dataloader_idx)
         seen = self._seen.setdefault(dataloader_idx, set())
         self._positions = shown.find(batch, batch_idx, loader, seen)
-        if not self._positions:
+        # Of several loaders the first is measured.
+        if not self._positions and (dataloader_idx or not self._measured):
             return
         assert self._recorder is not None
         self._recorder.start()
+        self._recording = True
 
     @never_kills
     def on_validation_batch_end(
@@ -174,20 +185,27 @@ class GradCAM(Callback):
     ) -> None:
         """Takes the hooks off and makes the maps."""
         positions, self._positions = self._positions, {}
-        if not positions or self._recorder is None:
+        recording, self._recording = self._recording, False
+        if not recording or self._recorder is None:
             return
         cam, problem = self._recorder.stop(find_labels(batch))
         if cam is None:
             self._problems.append(problem)
             return
-        self._explain(trainer, cam, batch, positions, dataloader_idx)
+        if positions:
+            self._explain(trainer, cam, batch, positions, dataloader_idx)
+        if self._measured and not dataloader_idx:
+            self._problems += self._measured.update(cam, batch, find_labels(batch))
         cam.release()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws and logs what was explained, on rank zero."""
         if not self._active:
             return
-        # Every process comes here, whatever failed before: this is the one collective.
+        # Every process comes here, whatever failed before: these are the collectives.
+        stage = "test" if trainer.testing else "val"
+        for metric, value in self._measured.compute().items():
+            pl_module.log(f"{stage}/{self.name}/{metric}", value)
         parts = gather(trainer, (self._explained, self._problems, self._choice))
         self._explained, self._problems = [], []
         if not trainer.is_global_zero:
@@ -208,7 +226,7 @@ class GradCAM(Callback):
     # Its parts
 
     def _close(self) -> None:
-        self._positions = {}
+        self._positions, self._recording = {}, False
         if self._recorder is not None:
             self._recorder.close()
 

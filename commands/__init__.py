@@ -32,5 +32,6 @@ COMMANDS = {
     "validate": _command("measure and explain a checkpoint", "training", "run", "validate"),
     "test": _command("the same on the test images", "training", "run", "test"),
     "predict": _command("name what is on images", "training", "run", "predict"),
+    "explain": _command("where networks look, side by side in one figure", "explain", "explain"),
     "convert": _command("write a folder of images as shards, and check them", "convert", "convert"),
 }

@@ -8,6 +8,7 @@ returns maps `(batch, height, width)` before the ReLU. A new one is a function a
 from collections.abc import Callable
 from difflib import get_close_matches
 
+import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor
@@ -20,23 +21,160 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", ICCV 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2 without the ReLU.
+
+    Args:
+        activations: `(batch, channels, height, width)`.
+        gradients: of the class's logit with respect to them, the same shape.
+
+    Returns:
+        `(batch, height, width)`.
     """
-    weights = reduce(gradients, "batch channels height width -> batch channels", "mean")
-    return einsum(weights, activations, "batch channels, batch channels h w -> batch h w")
+    return _weigh(activations, reduce(gradients, "b c h w -> b c", "mean"))
 
 
-METHODS: dict[str, Method] = {"gradcam": gradcam}
+def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Channels weighted by their positive gradients, each position by its share in the score.
+
+    Chattopadhay et al., "Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep
+    Convolutional Networks", WACV 2018, https://arxiv.org/abs/1710.11063, equation 19 for the
+    shares and equation 7 for the weights. The paper explains exp(logit), by which its second and
+    third derivatives become powers of the logit's gradient; the factor exp(logit) itself, the same
+    for the whole map, is left out. Both as in grad-cam, with its epsilon.
+
+    Args:
+        activations: `(batch, channels, height, width)`.
+        gradients: of the class's logit with respect to them, the same shape.
+
+    Returns:
+        `(batch, height, width)`.
+    """
+    total = reduce(activations, "b c h w -> b c 1 1", "sum")
+    squares = gradients**2
+    shares = _divide(squares, 2 * squares + total * gradients**3 + 1e-6)
+    return _weigh(activations, einsum(shares, gradients.relu(), "b c h w, b c h w -> b c"))
+
+
+def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Channels weighted by their mean gradient, where positions count by their activation.
+
+    Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs",
+    BMVC 2020, https://arxiv.org/abs/2008.02312: sum(gradient * activation) / sum(activation) of a
+    channel. Made for channels of one sign: after a norm a sum near 0 blows its channel up.
+
+    Args:
+        activations: `(batch, channels, height, width)`.
+        gradients: of the class's logit with respect to them, the same shape.
+
+    Returns:
+        `(batch, height, width)`.
+    """
+    total = reduce(activations, "b c h w -> b c", "sum")
+    parts = einsum(gradients, activations, "b c h w, b c h w -> b c")
+    return _weigh(activations, _divide(parts, total + 1e-7))
+
+
+def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Gradient times activation, summed over channels: no averaging over positions.
+
+    Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
+    neural networks", 2020, https://arxiv.org/abs/2011.08891.
+
+    Args:
+        activations: `(batch, channels, height, width)`.
+        gradients: of the class's logit with respect to them, the same shape.
+
+    Returns:
+        `(batch, height, width)`.
+    """
+    return einsum(activations, gradients, "b c h w, b c h w -> b h w")
+
+
+def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Positive gradient times activation, summed over channels; sharp at shallow layers too.
+
+    Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
+    Transactions on Image Processing 2021, https://doi.org/10.1109/TIP.2021.3089943.
+
+    Args:
+        activations: `(batch, channels, height, width)`.
+        gradients: of the class's logit with respect to them, the same shape.
+
+    Returns:
+        `(batch, height, width)`.
+    """
+    return hirescam(activations, gradients.relu())
+
+
+def eigencam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Activations along their first principal component. Does not depend on the class.
+
+    Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020,
+    https://arxiv.org/abs/2008.00299; centred over positions as in grad-cam, which the paper does
+    not do. The sign of a component is arbitrary, and grad-cam takes what its SVD gives, so that
+    its map may be the negative of this one; here it rises with the sum of absolute activations.
+    (After a ReLU that is their sum; after a LayerNorm the plain sum would be 0 everywhere.)
+
+    Args:
+        activations: `(batch, channels, height, width)`.
+        gradients: not used.
+
+    Returns:
+        `(batch, height, width)`; NaN where an image's activations are not finite.
+    """
+    finite = activations.isfinite().flatten(1).all(1)[:, None, None]
+    # The SVD of a batch raises for all of it if one image is not finite.
+    positions = rearrange(activations, "b c h w -> b (h w) c").where(finite, 0.0)
+    centred = positions - reduce(positions, "b n c -> b 1 c", "mean")
+    left, strength, _ = torch.linalg.svd(centred, full_matrices=False)
+    projection = left[:, :, 0] * strength[:, :1]
+    rises = einsum(projection, positions.abs(), "b n, b n c -> b") >= 0
+    projection = projection.where(rises[:, None], -projection)
+    maps = rearrange(projection, "b (h w) -> b h w", h=activations.shape[2])
+    return maps.where(finite, torch.nan)
+
+
+def _weigh(activations: Tensor, weights: Tensor) -> Tensor:
+    return einsum(weights, activations, "b c, b c h w -> b h w")
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """0 where the denominator is 0: negative activations can cancel the epsilon in it."""
+    there = denominator != 0
+    return (numerator / denominator.where(there, 1.0)).where(there, 0.0)
+
+
+METHODS: dict[str, Method] = {
+    "gradcam": gradcam,
+    "gradcam++": gradcam_plus_plus,
+    "xgradcam": xgradcam,
+    "hirescam": hirescam,
+    "layercam": layercam,
+    "eigencam": eigencam,
+}
+
+# Here rather than beside their code, so that `find_method` can offer all names.
+SLOW_METHODS: dict[str, str] = {
+    "scorecam": "one forward a channel and image, of the image masked by the channel",
+    "ablationcam": "one forward a channel and image, without the channel",
+}
 
 
 def find_method(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        ValueError: there is none; the message offers close matches.
+        ValueError: there is none, or it needs forwards of its own; the message offers close
+            matches.
     """
     if name in METHODS:
         return METHODS[name]
-    near = get_close_matches(name, METHODS, n=3) or sorted(METHODS)
+    if name in SLOW_METHODS:
+        raise ValueError(
+            f"method {name!r} takes {SLOW_METHODS[name]}: use litcam.explain.slow_map, or one of "
+            f"{', '.join(METHODS)}"
+        )
+    names = [*METHODS, *SLOW_METHODS]
+    near = get_close_matches(name, names, n=3) or sorted(names)
     raise ValueError(f"method {name!r} is unknown; did you mean {', '.join(near)}?")
 
 

@@ -183,6 +183,8 @@ class Classifier(GuardedSteps):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint enough on its own: no encoder file or download to load it again."""
         checkpoint["hyper_parameters"] |= {"pretrained": False, "encoder": ""}
+        datamodule = getattr(self._trainer, "datamodule", None)
+        checkpoint["class_names"] = list(getattr(datamodule, "class_names", []))
 
     def on_train_start(self) -> None:
         """Put frozen modules into eval mode."""

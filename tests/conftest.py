@@ -33,7 +33,13 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in {"WANDB_MODE", "WANDB_DIR", *(n for n in os.environ if n.startswith("WANDB_"))}:
+    # seed_everything leaves the seed in the environment.
+    for name in {
+        "PL_GLOBAL_SEED",
+        "WANDB_MODE",
+        "WANDB_DIR",
+        *(n for n in os.environ if n.startswith("WANDB_")),
+    }:
         # Set first, so that what a test leaves there (Lightning's offline=True) is undone as well.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

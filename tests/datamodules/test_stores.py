@@ -281,15 +281,18 @@ def test_a_store_that_stays_away(store, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         set_environment(monkeypatch, f"http://127.0.0.1:{free.getsockname()[1]}")
-    monkeypatch.setenv("LITCAM_STORE_TIMEOUT", "1.2")
+    monkeypatch.setenv("LITCAM_STORE_TIMEOUT", "3")
     monkeypatch.setattr(remote_stores, "WARN_AFTER", 0.3)
+    import boto3.session  # takes seconds where the machine is busy
+
+    boto3.session.Session().client("s3")
     started = time.monotonic()
     with (
         pytest.warns(UserWarning, match=r"chunk-0-0.bin: the store does not answer .*s more"),
-        pytest.raises(OSError, match=r"s3://bucket/data/train/.* did not answer for 1 s") as caught,
+        pytest.raises(OSError, match=r"s3://bucket/data/.* did not answer for \d+ s") as caught,
     ):
         fetch(store)
-    assert 1.2 <= time.monotonic() - started < 10
+    assert 3 <= time.monotonic() - started < 60
     assert "--ckpt_path last" in one_line(caught)
 
 

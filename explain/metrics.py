@@ -1,0 +1,226 @@
+"""How good a map is, from the map alone: torchmetrics that cost no forward.
+
+Each is a mean over images, summed on the device and synchronised over ranks. `METRICS` names
+them for an option; `drift` joins it from `litcam.explain.drift`, those that need more forwards
+from `litcam.explain.faithfulness`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+from torchmetrics import Metric
+
+from litcam.explain.regions import (
+    ROUNDING,
+    dilate,
+    find_masks,
+    is_constant,
+    resize_maps,
+    unit_maps,
+)
+
+
+class ImageMean(Metric):
+    """Means over images of some values; images without a value are left out and counted.
+
+    Args:
+        names: of the values; `compute` returns the first.
+        kwargs: torchmetrics' own options.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    count: Tensor
+    skipped: Tensor
+
+    def __init__(self, *names: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._names, self._facts = names, dict[str, Tensor]()
+        # The names keep MetricCollection from taking two metrics of equal sums for one.
+        for name in names:
+            self.add_state(f"{name}_sum", torch.zeros(()), "sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), "sum")
+        self.add_state("skipped", torch.zeros((), dtype=torch.long), "sum")
+
+    @property
+    def num_skipped(self) -> int:
+        """Images left out: of all ranks once `compute` ran, of this one before."""
+        return int(self._known()["num_skipped"])
+
+    @property
+    def has_value(self) -> bool:
+        """Whether any image had a value, as for `num_skipped`; else `compute` gives NaN."""
+        return bool(self._known()["count"] > 0)
+
+    def compute(self) -> Any:
+        """The mean, a scalar; NaN without an image."""
+        # Only in here are the states those of all ranks.
+        self._facts = self._means()
+        return self._facts[self._names[0]]
+
+    def _add(self, keep: Tensor, **values: Tensor) -> None:
+        """Adds values `(batch,)` of the images in `keep` `(batch,)`."""
+        # Not in place: states made under inference mode could not be changed outside of it.
+        for name, value in values.items():
+            total = getattr(self, f"{name}_sum")
+            setattr(self, f"{name}_sum", total + value.where(keep, 0.0).sum().to(total))
+        self.count = self.count + keep.sum().to(self.count)
+        self.skipped = self.skipped + (~keep).sum().to(self.skipped)
+
+    def _means(self) -> dict[str, Tensor]:
+        means = {name: getattr(self, f"{name}_sum") / self.count for name in self._names}
+        return {**means, "count": self.count, "num_skipped": self.skipped}
+
+    def _known(self) -> dict[str, Tensor]:
+        return self._means() if self._computed is None else self._facts
+
+
+class PointingGame(ImageMean):
+    """Share of images whose map is largest on the object; in [0, 1], higher is better.
+
+    Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018,
+    https://arxiv.org/abs/1608.00507, section 4.2. As in Quantus' `PointingGame`, one of several
+    equal maxima on the object is enough; but a constant or zero map points nowhere and is a miss
+    here, and a hit there. `chance` is the share a random point would hit.
+
+    Args:
+        tolerance: how far off the object, in pixels, still counts; the paper has 15.
+        kwargs: torchmetrics' own options.
+
+    Raises:
+        ValueError: `tolerance` is negative.
+
+    >>> game = PointingGame()
+    >>> game.update(torch.eye(4)[None], torch.tensor([[0, 0, 2, 4]]), image_size=(4, 4))
+    >>> game.compute().item(), game.chance.item()
+    (1.0, 0.5)
+    """
+
+    higher_is_better = True
+
+    def __init__(self, tolerance: int = 0, **kwargs: Any) -> None:
+        if tolerance < 0:
+            raise ValueError(f"tolerance must be 0 pixels or more, got {tolerance}")
+        super().__init__("pointing_game", "chance", **kwargs)
+        self.tolerance = tolerance
+
+    @property
+    def chance(self) -> Tensor:
+        """Mean share of the image that counts as a hit: of all ranks once `compute` ran."""
+        return self._known()["chance"]
+
+    def update(
+        self, maps: Tensor, region: Tensor, image_size: tuple[int, int] | None = None
+    ) -> None:
+        """Adds a batch of maps `(batch, height, width)`; `region` as for `find_masks`."""
+        units = unit_maps(maps)
+        masks = find_masks(region, units, image_size)
+        near = dilate(masks, self.tolerance)
+        spots = resize_maps(units, (masks.shape[1], masks.shape[2]))
+        # Bilinear weights round differently from place to place, also where the map is flat.
+        peaks = spots >= spots.amax((1, 2), keepdim=True) * (1 - ROUNDING)
+        hits = (peaks & near).any(2).any(1) & ~is_constant(units)
+        chance = reduce(near.float(), "batch height width -> batch", "mean")
+        self._add(masks.any(2).any(1), pointing_game=hits.float(), chance=chance)
+
+
+class EnergyInside(ImageMean):
+    """Share of the map's positive sum that lies on the object; in [0, 1], higher is better.
+
+    The energy-based pointing game of Wang et al., "Score-CAM", CVPR Workshops 2020,
+    https://arxiv.org/abs/1910.01279, section 4.3; relevance mass accuracy of Arras et al.,
+    "CLEVR-XAI", Information Fusion 2022, https://arxiv.org/abs/2003.07258. Equals Quantus'
+    `RelevanceMassAccuracy`. Zero maps are skipped. `chance` is what a constant map would get.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("energy_inside", "chance", **kwargs)
+
+    @property
+    def chance(self) -> Tensor:
+        """Mean share of the image that is object: of all ranks once `compute` ran."""
+        return self._known()["chance"]
+
+    def update(
+        self, maps: Tensor, region: Tensor, image_size: tuple[int, int] | None = None
+    ) -> None:
+        """Adds a batch of maps `(batch, height, width)`; `region` as for `find_masks`."""
+        units = unit_maps(maps)
+        masks = find_masks(region, units, image_size)
+        spots = resize_maps(units, (masks.shape[1], masks.shape[2]))
+        total = reduce(spots, "batch height width -> batch", "sum")
+        inside = reduce(spots.where(masks, 0.0), "batch height width -> batch", "sum")
+        chance = reduce(masks.float(), "batch height width -> batch", "mean")
+        keep = masks.any(2).any(1) & (total > 0)
+        self._add(keep, energy_inside=inside / total, chance=chance)
+
+
+class Sparseness(ImageMean):
+    """Gini index of the map's values: 0 if all are equal, `1 - 1 / n` if one of n holds all.
+
+    Chalasani et al., "Concise Explanations of Neural Networks using Adversarial Training", ICML
+    2020, https://arxiv.org/abs/1810.06583, section 6.1. Equals Quantus' `Sparseness` for maps
+    `>= 0`. Neither end is better. Depends on the maps' size: compare maps of one. Zero maps are
+    skipped.
+
+    >>> metric = Sparseness()
+    >>> metric.update(torch.tensor([[[0.0, 0.0], [0.0, 3.0]]]))
+    >>> metric.compute().item()
+    0.75
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("sparseness", **kwargs)
+
+    def update(self, maps: Tensor) -> None:
+        """Adds a batch of maps `(batch, height, width)`."""
+        values = rearrange(unit_maps(maps), "batch h w -> batch (h w)").sort(dim=1).values
+        n = values.shape[1]
+        places = torch.arange(1, n + 1, device=values.device)
+        total = values.sum(1)
+        self._add(total > 0, sparseness=((2 * places - n - 1) / n * values).sum(1) / total)
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """How to make a metric, and what it needs.
+
+    Attributes:
+        make: names with the same `make` share one metric.
+        needs: what `update` takes besides maps: a `region`, the `index` or the `network`.
+        better: which way is better, if either.
+        forwards_per_image: what it costs besides the forward that made the map.
+        value: its key in the dict from `compute`; empty where that is a scalar.
+    """
+
+    make: Callable[[], ImageMean]
+    needs: Literal["", "region", "index", "network"] = ""
+    better: Literal["", "higher", "lower"] = ""
+    forwards_per_image: int = 0
+    value: str = ""
+
+
+METRICS: dict[str, MetricEntry] = {
+    "pointing_game": MetricEntry(PointingGame, "region", "higher"),
+    "energy_inside": MetricEntry(EnergyInside, "region", "higher"),
+    "sparseness": MetricEntry(Sparseness),
+}
+
+
+def find_metric(name: str) -> MetricEntry:
+    """The metric called `name`.
+
+    Raises:
+        ValueError: there is none; the message offers close matches.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    near = get_close_matches(name, METRICS, n=3) or sorted(METRICS)
+    raise ValueError(f"metric {name!r} is unknown; did you mean {', '.join(near)}?")

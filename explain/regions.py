@@ -1,0 +1,79 @@
+"""Maps and the regions they are measured against, brought to one size."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+# Differences below this share of a map's maximum are rounding, as in `scale_maps`.
+ROUNDING = 1e-6
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps `(batch, height, width)` resized bilinearly to `size` in pixels, as overlays are."""
+    if maps.shape[1:] == size:
+        return maps
+    stack = rearrange(maps, "batch h w -> batch 1 h w")
+    resized = F.interpolate(stack, size, mode="bilinear", align_corners=False)
+    return rearrange(resized, "batch 1 h w -> batch h w")
+
+
+def unit_maps(maps: Tensor) -> Tensor:
+    """Maps `(batch, height, width)` in float32, nothing below 0, each divided by its maximum.
+
+    One that is not finite becomes 0 everywhere.
+
+    Raises:
+        ValueError: `maps` has another number of axes.
+    """
+    if maps.ndim != 3:
+        raise ValueError(f"maps must be (batch, height, width), got {tuple(maps.shape)}")
+    maps = maps.detach().float()
+    maps = maps.where(maps.isfinite().all(2).all(1)[:, None, None], 0.0).clamp(min=0)
+    high = maps.amax((1, 2), keepdim=True)
+    return maps / high.where(high > 0, 1.0)
+
+
+def is_constant(units: Tensor) -> Tensor:
+    """Which `(batch,)` of `unit_maps` are flat up to rounding."""
+    return units.amax((1, 2)) - units.amin((1, 2)) <= ROUNDING
+
+
+def find_masks(region: Tensor, maps: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
+    """Where the objects are, as masks `(batch, height, width)` on the device of `maps`.
+
+    Args:
+        region: masks `(batch, height, width)`, or boxes `(batch, 4)`: x1 y1 x2 y2 in pixels, x2
+            and y2 excluded. A pixel is in a box if its centre is; what reaches outside is cut.
+        maps: `(batch, height, width)` of the same images.
+        image_size: height and width of the images that boxes are measured in.
+
+    Raises:
+        ValueError: another shape, another number of images, or boxes without `image_size`.
+    """
+    if len(region) != len(maps):
+        raise ValueError(f"region has {len(region)} images but maps {len(maps)}: pass one each")
+    region = region.to(maps.device)
+    if region.ndim == 3:
+        return region.bool()
+    if region.ndim != 2 or region.shape[1] != 4:
+        raise ValueError(
+            f"region must be masks (batch, h, w) or boxes (batch, 4), got {tuple(region.shape)}"
+        )
+    if image_size is None:
+        raise ValueError("region has boxes, in pixels of what? Pass image_size=(height, width)")
+    y, x = (torch.arange(side, device=maps.device) + 0.5 for side in image_size)
+    x1, y1, x2, y2 = rearrange(region, "batch corner -> corner batch 1")
+    rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def dilate(masks: Tensor, radius: int) -> Tensor:
+    """Masks `(batch, height, width)` with all within `radius` pixels of them."""
+    if not radius:
+        return masks
+    side = torch.arange(-radius, radius + 1, device=masks.device)
+    disc = (side[:, None] ** 2 + side**2 <= radius**2).float()
+    # Sums of zeros and ones: exact in any precision that a device may choose for them.
+    near = F.conv2d(masks[:, None].float(), disc[None, None], padding=radius)
+    return near[:, 0] > 0.5

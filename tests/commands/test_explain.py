@@ -1,0 +1,159 @@
+"""`litcam explain`: one figure, every heatmap a file, and a line for whatever is left out."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from litcam.commands.config_files import CONFIGS
+from litcam.commands.explained_models import load_model
+from litcam.datamodules import SyntheticDataModule
+from litcam.explain import CAM
+from litcam.lightning_modules import Classifier
+from litcam.train import main
+
+SMALL = ["test_resnet", "test_vit"]
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
+    return "photo.jpg"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The checkpoint of a run on generated images, whose classes it knows by name."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = L.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+    )
+    data = SyntheticDataModule(num_train=64, num_val=8, image_size=32, batch_size=64)
+    trainer.fit(Classifier("test_resnet", 8, warmup_epochs=0), data)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt", data.class_names
+
+
+def size_of(file):
+    with Image.open(file) as image:
+        return image.size
+
+
+def record():
+    return json.loads(Path("explained/explain.json").read_text())
+
+
+def test_photos_by_models_by_classes_by_methods(photo, capsys):
+    main(["explain", photo, "--models", *SMALL, "--classes", "cat", "7", "predicted"])
+    out = capsys.readouterr().out
+    assert "6 heatmaps: explained/figure.png" in out
+    found = record()
+    assert [(at["model"], at["asked"]) for at in found] == [
+        (model, name) for model in SMALL for name in ("cat", "7", "predicted")
+    ]
+    assert found[0]["class"] in range(281, 286)
+    assert found[1]["class"] == 7
+    assert not found[0]["trained"]
+    for at in found:
+        assert size_of(f"explained/{at['file']}")[0] >= 160
+    width, height = size_of("explained/figure.png")
+    assert width > 3 * height / 2
+
+
+def test_the_heatmap_is_cams(photo):
+    main(["explain", photo, "--models", "test_resnet", "--classes", "3"])
+    (at,) = record()
+    model = load_model("test_resnet", pretrained=False)
+    from litcam.commands.explain import _transform
+    from litcam.datamodules.images import decode
+    from litcam.datamodules.transforms import normalize
+
+    image = _transform(model)(decode(Path(photo).read_bytes(), photo))[None]
+    with CAM(model.network) as cam, torch.no_grad():
+        logits = model.network(normalize(image, model.config))
+    assert at["probability"] == pytest.approx(float(logits.softmax(1)[0, 3]), rel=1e-5)
+    assert at["map_max"] == pytest.approx(float(cam([3]).max()), rel=1e-4)
+
+
+def test_a_checkpoint_knows_its_classes(photo, checkpoint):
+    path, names = checkpoint
+    main(["explain", photo, "--models", str(path), "--classes", names[2], "predicted"])
+    first, second = record()
+    assert (first["class"], first["class_name"], first["trained"]) == (2, names[2], True)
+    assert second["class_name"] in names
+
+
+def test_what_cannot_be_explained_is_left_out_and_said(photo, capsys):
+    Image.new("L", (20, 30), 80).save("small.png")
+    Path("broken.jpg").write_bytes(b"nonsense")
+    photos = [photo, "small.png", "broken.jpg"]
+    models = ["test_resnet", "resnet43", "none.ckpt"]
+    main(["explain", *photos, "--models", *models, "--classes", "zebraa", "zebra"])
+    out = capsys.readouterr().out
+    assert "resnet43" in out
+    assert "none.ckpt does not exist" in out
+    assert "broken.jpg" in out
+    assert "no class 'zebraa'; did you mean zebra" in out
+    assert [at["photo"] for at in record()] == [photo, "small.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["photo.jpg"], "missing: --models"),
+        (["--models", "test_resnet"], "missing: a photo"),
+        (["nothing.jpg", "--models", "test_resnet"], "photo nothing.jpg does not exist"),
+        (["photo.jpg", "--models", "test_resnet", "--methods", "gradcan"], "mean gradcam"),
+        (["photo.jpg", "--models", "test_resnet", "--clases", "3"], "--classes"),
+        (["photo.jpg", "--models", "nothing"], "nothing could be explained"),
+        (["photo.jpg", "--models", "encoder.safetensors"], "nothing could be explained"),
+        (["photo.jpg", "--config", "paper/swinn.yaml"], "paper/swin.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line(photo, capsys, words, said):
+    Path("encoder.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit) as end:
+        main(["explain", *words])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_never_runs_code(photo, capsys):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (Path("pwned"),)
+
+    torch.save({"hyper_parameters": {}, "state_dict": Evil()}, "evil.ckpt")
+    with pytest.raises(SystemExit):
+        main(["explain", photo, "--models", "evil.ckpt"])
+    assert "evil.ckpt is not a checkpoint of litcam's Classifier" in capsys.readouterr().out
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (CONFIGS / "paper").iterdir()))
+def test_the_figures_of_the_paper(photo, config, monkeypatch):
+    from litcam.commands import explain
+
+    monkeypatch.setattr(explain, "load_model", lambda name, pretrained: small(name))
+    main(["explain", photo, "--config", f"paper/{config}", "--pretrained"])
+    assert record()
+
+
+def small(name):
+    """A small network of the same name; the real ones are made by other tests."""
+    model = load_model("test_resnet", pretrained=False)
+    model.name = name
+    return model
