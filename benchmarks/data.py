@@ -40,6 +40,7 @@ from litcam.datamodules.transforms import data_config
 
 SIZE, CONFIG = 224, data_config("")  # ImageNet's mean and std, bicubic
 FIRST, CEILING = "ImageFolder, PIL, floats", "decoding alone"
+UINT8 = "the same, for a GPU to normalise"
 Batches = Callable[[], Iterator[Tensor]]
 
 
@@ -115,10 +116,12 @@ def from_tars(folder: Path, to: Path, kwargs: dict[str, Any]) -> Batches:
     return lambda: (images for images, _ in loader)
 
 
-def from_litcam(root: Path, kwargs: dict[str, Any]) -> Batches:
+def from_litcam(root: Path, kwargs: dict[str, Any], *, uint8: bool = False) -> Batches:
     data = ImageNetDataModule(root, kwargs["batch_size"], num_workers=kwargs["num_workers"])
     data.setup("fit")
     loader = data.train_dataloader()
+    if uint8:
+        return lambda: (batch["image"] for batch in loader)
     return lambda: (data.on_after_batch_transfer(batch, 0)["image"] for batch in loader)
 
 
@@ -139,9 +142,11 @@ def link_photos(source: Path, root: Path, num_images: int) -> Path:
 
 
 def check(name: str, batch: Tensor, batch_size: int) -> None:
-    """Refuse to compare loaders that do not all hand out normalised floats."""
+    """Refuse to compare loaders that do not hand out normalised floats, but for those named so."""
     right = batch.shape == (batch_size, 3, SIZE, SIZE) and batch.dtype == torch.float32
-    if name != CEILING and not (right and batch.mean().abs() < 1 and 0.5 < batch.std() < 2):
+    if name not in (CEILING, UINT8) and not (
+        right and batch.mean().abs() < 1 and 0.5 < batch.std() < 2
+    ):
         raise RuntimeError(f"{name} hands out {batch.dtype} {tuple(batch.shape)}, not as the rest")
 
 
@@ -217,6 +222,7 @@ def main() -> None:
             "timm create_loader": from_timm(folder, kwargs),
             "WebDataset, PIL, floats": from_tars(folder, Path(scratch, "tars"), kwargs),
             "litcam, folders": from_litcam(root, kwargs),
+            UINT8: from_litcam(root, kwargs, uint8=True),
         }
         if options.shards:
             loaders["litcam, shards"] = from_litcam(options.shards, kwargs)

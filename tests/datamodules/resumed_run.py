@@ -1,6 +1,7 @@
 """A training run that can be killed at any step: python resumed_run.py '{"root": …, …}'."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -75,6 +76,8 @@ def run(
     """Trains from scratch, or from `last.ckpt` if there is one, and keeps the weights."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    # Workers of a fork server do not notice that the run was killed.
+    multiprocessing.set_start_method("fork", force=True)
     out = Path(folder)
     out.mkdir(exist_ok=True)
     L.seed_everything(7, verbose=False)
