@@ -16,6 +16,7 @@ from litcam.callbacks.explained import (
     find_views,
     merge,
 )
+from litcam.callbacks.extra_forward import find_sharding
 from litcam.callbacks.heatmap_views import draw_views
 from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
 from litcam.callbacks.map_metrics import MapMetrics
@@ -116,8 +117,7 @@ class GradCAM(Callback):
         """Begins anew, and asks every process where the pictures go."""
         self._forget()
         self._folder = picture_folder(trainer, self.name)
-        strategy = type(trainer.strategy).__name__
-        if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
+        if strategy := find_sharding(trainer):
             self._disabled = True
             rank_zero_info(f"GradCAM is off under {strategy}: its maps are untested there")
 

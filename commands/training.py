@@ -121,18 +121,18 @@ class LitcamCLI(LightningCLI):
             print(f"What is on every image: {self._predictions.file}")
 
 
-def run(args: Sequence[str]) -> LitcamCLI | None:
+def run(args: Sequence[str]) -> None:
     """Runs one of `SUBCOMMANDS`, the first of `args`, with the options after it."""
     if not {"-h", "--help"}.isdisjoint(args):
         print(help_page.page(args[0], packaged_configs()))
-        return None
+        return
     _calm_console()
     SaveConfig.folder = None
     LitcamCLI.run_name = name_of_run(args)
     words = ["--help" if arg == "--help-all" else arg for arg in find_configs(args)]
     parser = {"default_config_files": [str(BASE)]}
     try:
-        return LitcamCLI(
+        LitcamCLI(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,

@@ -202,8 +202,9 @@ class ImageNetDataModule(LightningDataModule):
             # So that a resumed run draws what it would have drawn.
             with isolate_rng():
                 seed = np.random.SeedSequence([_run_seed(), self._ranks()["rank"], batches])
-                torch.manual_seed(int(seed.generate_state(1)[0]))
-                random.seed(int(seed.generate_state(2)[1]))
+                first, second = seed.generate_state(2).tolist()
+                torch.manual_seed(first)
+                random.seed(second)
                 images = erase(images, self.random_erasing)
         return {**batch, "image": images}
 

@@ -109,7 +109,7 @@ class CAM:
             stack.enter_context(torch.autocast(recorded.logits.device.type, enabled=False))
             # As in the forward: gradient checkpointing runs part of it again and compares.
             stack.enter_context(frozen(recorded.frozen))
-            table = _as_table(classes, recorded.logits)
+            table = as_table(classes, recorded.logits)
             maps = torch.stack([self._explain(column) for column in table.unbind(1)], 1)
         several = classes is not None and torch.as_tensor(classes).ndim == 2
         return maps if several else maps[:, 0]
@@ -146,8 +146,13 @@ class CAM:
         return self._method(activations, to_maps(gradients).float()).relu_()
 
 
-def _as_table(classes: Classes, logits: Tensor) -> Tensor:
-    """Classes as `(batch, k)` on the logits' device."""
+def as_table(classes: Classes, logits: Tensor) -> Tensor:
+    """Classes as `(batch, k)` on the device of logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: they are not one or several an image.
+        IndexError: a class does not exist.
+    """
     batch, num_classes = logits.shape
     if classes is None:
         return logits.argmax(1, keepdim=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from litcam.explain.cam import CAM, Classes, _as_table
+from litcam.explain.cam import CAM, Classes, as_table
 from litcam.explain.networks import find_trained, frozen, unwrap
 from litcam.explain.target_layers import TargetLayer
 
@@ -74,7 +74,7 @@ def one_class(classes: Classes, logits: Tensor) -> Tensor:
         ValueError: there are several classes an image.
         IndexError: a class does not exist.
     """
-    table = _as_table(classes, logits)
+    table = as_table(classes, logits)
     if table.shape[1] != 1:
         raise ValueError(f"classes must be one an image, (batch,), got {tuple(table.shape)}")
     return table[:, 0]
