@@ -8,28 +8,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from litcam.callbacks.explained import (
-    Explained,
-    Names,
-    describe_problems,
-    explain_images,
-    find_views,
-    merge,
-)
+from litcam.callbacks.explained import describe_problems, merge
 from litcam.callbacks.extra_forward import find_sharding
-from litcam.callbacks.heatmap_views import draw_views
-from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
+from litcam.callbacks.image_logging import gather, picture_folder
 from litcam.callbacks.map_metrics import MapMetrics
 from litcam.callbacks.notes import Notes, describe_failure, never_kills
 from litcam.callbacks.recorder import Recorder
-from litcam.callbacks.shown_images import (
-    Pixels,
-    ShownImages,
-    find_dataset,
-    find_labels,
-    find_loaders,
-)
-from litcam.explain import CAM
+from litcam.callbacks.shown_images import find_labels
+from litcam.callbacks.shown_maps import ShownMaps, log_maps
 from litcam.explain.methods import find_method
 
 
@@ -103,13 +89,12 @@ class GradCAM(Callback):
         self._recorder: Recorder | None = None
         self._active = self._disabled = False
         self._measured = MapMetrics(self.metrics)
+        self._shown = ShownMaps(
+            self.classes, self.num_images, indices=self.indices, mean=self.mean, std=self.std
+        )
         self._positions: dict[int, int] = {}
         self._recording = False
-        self._explained: list[Explained] = []
-        self._shown: dict[int, tuple[Any, ShownImages]] = {}
-        self._seen: dict[int, set[int]] = {}
         self._problems: list[str] = []
-        self._choice = ""
 
     # The run
 
@@ -149,7 +134,7 @@ class GradCAM(Callback):
         """Forgets the last epoch's images."""
         due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
         self._active = due and not trainer.sanity_checking
-        self._explained, self._seen = [], {}
+        self._shown.begin()
 
     @never_kills
     def on_validation_batch_start(
@@ -163,9 +148,7 @@ class GradCAM(Callback):
         """Puts the hooks on where the batch holds images to show."""
         if self._disabled or not self._active:
             return
-        loader, shown = self._choose_images(trainer, dataloader_idx)
-        seen = self._seen.setdefault(dataloader_idx, set())
-        self._positions = shown.find(batch, batch_idx, loader, seen)
+        self._positions = self._shown.find(trainer, batch, batch_idx, dataloader_idx)
         # Of several loaders the first is measured.
         if not self._positions and (dataloader_idx or not self._measured):
             return
@@ -193,7 +176,9 @@ class GradCAM(Callback):
             self._problems.append(problem)
             return
         if positions:
-            self._explain(trainer, cam, batch, positions, dataloader_idx)
+            self._problems += self._shown.add(
+                trainer, self._recorder, cam, batch, positions, dataloader_idx
+            )
         if self._measured and not dataloader_idx:
             self._problems += self._measured.update(cam, batch, find_labels(batch))
         cam.release()
@@ -206,8 +191,9 @@ class GradCAM(Callback):
         stage = "test" if trainer.testing else "val"
         for metric, value in self._measured.compute().items():
             pl_module.log(f"{stage}/{self.name}/{metric}", value)
-        parts = gather(trainer, (self._explained, self._problems, self._choice))
-        self._explained, self._problems = [], []
+        parts = gather(trainer, (self._shown.explained, self._problems, self._shown.choice))
+        self._problems = []
+        self._shown.begin()
         if not trainer.is_global_zero:
             return
         explained = merge([part[0] for part in parts])
@@ -216,7 +202,13 @@ class GradCAM(Callback):
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._notes.warn([*problems, *describe_problems(explained)])
-        self._log(trainer, explained)
+        if self._disabled or not explained:
+            return
+        try:
+            log_maps(trainer, explained, self._folder, f"{stage}/{self.name}")
+        except Exception as error:
+            self._disabled = True
+            self._notes.warn([describe_failure(error)])
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
@@ -234,61 +226,3 @@ class GradCAM(Callback):
         self._close()
         self._disabled = True
         self._problems.append(problem)
-
-    def _choose_images(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
-        if index not in self._shown:
-            loaders, batches = find_loaders(trainer)
-            loader = loaders[index]
-            shown = ShownImages.choose(
-                trainer, loader, batches[index], self.indices, self.num_images
-            )
-            self._shown[index] = loader, shown
-        return self._shown[index]
-
-    def _explain(
-        self,
-        trainer: pl.Trainer,
-        cam: CAM,
-        batch: Any,
-        positions: dict[int, int],
-        dataloader_idx: int,
-    ) -> None:
-        """Makes the maps of the shown images of one batch and takes them off the device."""
-        assert cam.logits is not None and cam.images is not None and cam.target_layer is not None
-        assert self._recorder is not None
-        loader, shown = self._choose_images(trainer, dataloader_idx)
-        names = Names.find(trainer, find_dataset(loader))
-        labels = find_labels(batch)
-        views, problems = find_views(self.classes, names, cam.logits, labels)
-        self._problems += problems
-        if not views:
-            return
-        pixels = Pixels.find(trainer, cam.network, loader, (self.mean, self.std))
-        photos = pixels.to_pixels(cam.images, list(positions))
-        layer = f"{self._recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
-        made_by = {"layer": layer, "grid": list(cam.target_layer.grid), "method": self.method}
-        self._explained += explain_images(
-            cam, positions, views, labels, photos, dataloader_idx, made_by
-        )
-        self._seen[dataloader_idx] |= set(positions.values())
-        self._choice = (
-            f"explains {type(cam.network).__name__} at {layer} "
-            f"({'x'.join(map(str, cam.target_layer.grid))}): {cam.target_layer.reason}; shows "
-            f"{shown.describe()}; pixels by {pixels.source}"
-        )
-
-    def _log(self, trainer: pl.Trainer, explained: list[Explained]) -> None:
-        if self._disabled or not explained:
-            return
-        try:
-            epoch, step = trainer.current_epoch, current_step(trainer)
-            names = {
-                index: Names.find(trainer, find_dataset(loader))
-                for index, loader in enumerate(find_loaders(trainer)[0])
-            }
-            prefix = f"{'test' if trainer.testing else 'val'}/{self.name}"
-            views = draw_views(explained, names, prefix, f"epoch {epoch}, step {step}")
-            log_images(trainer, views, self._folder)
-        except Exception as error:
-            self._disabled = True
-            self._notes.warn([describe_failure(error)])

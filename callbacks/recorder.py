@@ -19,12 +19,15 @@ class Recorder:
         network: dotted name of the network in `root`, or empty to find it.
         target_layer: dotted name of the layer in the network or in `root`, or empty to find it.
 
+    Attributes:
+        method: as it was given.
+
     Raises:
         ValueError: a name does not exist; the message offers close matches.
     """
 
     def __init__(self, root: nn.Module, method: str, network: str, target_layer: str) -> None:
-        self._root, self._method = root, method
+        self._root, self.method = root, method
         self._network: nn.Module | None = None
         self._layer: TargetLayer | nn.Module | None = None
         self._cam: CAM | None = None
@@ -40,7 +43,7 @@ class Recorder:
         if self._network is None:
             self._finder = NetworkFinder(self._root, self._start)
         else:
-            self._cam = CAM(self._network, self._method, self._layer).__enter__()
+            self._cam = CAM(self._network, self.method, self._layer).__enter__()
 
     def stop(self, labels: Tensor | None) -> tuple[CAM | None, str]:
         """Takes the hooks off, after it; gives what was recorded, or why nothing was.
@@ -71,7 +74,7 @@ class Recorder:
     def _start(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begins in the middle of the network's first call, when its pre-hooks run."""
         try:
-            cam = CAM(network, self._method, self._layer)
+            cam = CAM(network, self.method, self._layer)
         except ValueError as error:  # the layer is a part of something else
             self._trouble = str(error)
             return None

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from strangers import Stranger, count_hooks, make_trainer, read_lines
 from torch import nn
 
-from litcam.callbacks import GradCAM, grad_cam, image_logging
+from litcam.callbacks import GradCAM, image_logging, shown_maps
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def fail_after(number, error, function):
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (grad_cam, "draw_views", ValueError("cannot draw")),
+        (shown_maps, "draw_views", ValueError("cannot draw")),
         (image_logging, "_to_folder", OSError(28, "No space left on device")),
-        (grad_cam, "find_views", RuntimeError("inside a batch")),
+        (shown_maps, "find_views", RuntimeError("inside a batch")),
     ],
 )
 def test_trouble_is_said_once_and_what_was_written_stays(

@@ -1,0 +1,126 @@
+"""The maps of the validation images that are shown: chosen, made, drawn and logged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from litcam.callbacks.explained import Explained, Names, explain_images, find_views
+from litcam.callbacks.heatmap_views import draw_views
+from litcam.callbacks.image_logging import current_step, log_images
+from litcam.callbacks.recorder import Recorder
+from litcam.callbacks.shown_images import (
+    Pixels,
+    ShownImages,
+    find_dataset,
+    find_labels,
+    find_loaders,
+)
+from litcam.explain import CAM
+
+
+class ShownMaps:
+    """What a `GradCAM` callback shows in one run.
+
+    Args:
+        classes: one view each, as for `GradCAM`.
+        num_images: how many images of each loader are shown.
+        indices: dataset indices of the images to show, instead of `num_images`.
+        mean: normalisation of the images, empty to find it.
+        std: the same.
+
+    Attributes:
+        explained: the images of this validation on this process.
+        choice: what is explained and where, for the log; empty before the first image.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str | int],
+        num_images: int,
+        *,
+        indices: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self._classes, self._num_images, self._indices = classes, num_images, indices
+        self._normalisation = tuple(mean), tuple(std)
+        self._chosen: dict[int, tuple[Any, ShownImages]] = {}
+        self._seen: dict[int, set[int]] = {}
+        self.explained: list[Explained] = []
+        self.choice = ""
+
+    def begin(self) -> None:
+        """Forgets the last epoch's images."""
+        self.explained, self._seen = [], {}
+
+    def find(
+        self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> dict[int, int]:
+        """Positions in a batch of images to show, with their dataset indices."""
+        loader, shown = self._choose(trainer, dataloader_idx)
+        return shown.find(batch, batch_idx, loader, self._seen.setdefault(dataloader_idx, set()))
+
+    def add(
+        self,
+        trainer: pl.Trainer,
+        recorder: Recorder,
+        cam: CAM,
+        batch: Any,
+        positions: dict[int, int],
+        dataloader_idx: int,
+    ) -> list[str]:
+        """Makes the maps of the images of one recorded batch and takes them off the device.
+
+        Returns:
+            What could not be shown.
+        """
+        assert cam.logits is not None and cam.images is not None and cam.target_layer is not None
+        loader, shown = self._choose(trainer, dataloader_idx)
+        names, labels = Names.find(trainer, find_dataset(loader)), find_labels(batch)
+        views, problems = find_views(self._classes, names, cam.logits, labels)
+        if not views:
+            return problems
+        pixels = Pixels.find(trainer, cam.network, loader, self._normalisation)
+        photos = pixels.to_pixels(cam.images, list(positions))
+        layer = f"{recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
+        grid = cam.target_layer.grid
+        made_by = {"layer": layer, "grid": list(grid), "method": recorder.method}
+        self.explained += explain_images(
+            cam, positions, views, labels, photos, dataloader_idx, made_by
+        )
+        self._seen[dataloader_idx] |= set(positions.values())
+        self.choice = (
+            f"explains {type(cam.network).__name__} at {layer} ({grid[0]}x{grid[1]}): "
+            f"{cam.target_layer.reason}; shows {shown.describe()}; pixels by {pixels.source}"
+        )
+        return problems
+
+    def _choose(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
+        if index not in self._chosen:
+            loaders, batches = find_loaders(trainer)
+            shown = ShownImages.choose(
+                trainer, loaders[index], batches[index], self._indices, self._num_images
+            )
+            self._chosen[index] = loaders[index], shown
+        return self._chosen[index]
+
+
+def log_maps(
+    trainer: pl.Trainer, explained: Sequence[Explained], folder: Path, prefix: str
+) -> None:
+    """Draws the images of every process and sends them to every place there is: on rank zero.
+
+    Args:
+        trainer: is in validation or test.
+        explained: the images, each once.
+        folder: where files are written.
+        prefix: of the log keys, such as `val/gradcam`.
+    """
+    names = {
+        index: Names.find(trainer, find_dataset(loader))
+        for index, loader in enumerate(find_loaders(trainer)[0])
+    }
+    when = f"epoch {trainer.current_epoch}, step {current_step(trainer)}"
+    log_images(trainer, draw_views(explained, names, prefix, when), folder)
