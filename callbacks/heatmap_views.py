@@ -9,6 +9,7 @@ from litcam.callbacks.explained import Explained, Names
 from litcam.callbacks.image_logging import LoggedImage
 from litcam.explain.figures import enlarge, overlay
 from litcam.explain.methods import scale_maps
+from litcam.explain.recorded_maps import pack_map
 
 
 def draw_views(
@@ -56,10 +57,14 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
             "image": names.of_image(image.index),
             "class": number,
             "class_name": names.of_class(number),
-            "label": label,
-            "predicted": predicted,
             "probability": _finite(probability),
+            "label": label,
+            "label_name": true or None,
+            "predicted": predicted,
+            "predicted_name": names.of_class(predicted),
+            "confidence": _finite(float(image.probabilities[predicted])),
             "correct": None if label is None else label == predicted,
+            "map": pack_map(raw),
             "map_max": _finite(highest),
             "problem": image.problem,
             **image.made_by,

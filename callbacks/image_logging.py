@@ -125,7 +125,8 @@ def _to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
                 path = place / f"{view}-{image.name}.jpg"
                 Image.fromarray(image.picture).save(path, quality=92)
                 line = {"file": f"{place.name}/{path.name}", "key": key, "epoch": epoch}
-                line |= {"step": step, "caption": image.caption, **image.facts}
+                line |= {"step": step, "caption": image.caption, "tiles": len(image.tiles)}
+                line |= image.facts
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
     # On one sheet: the first view's tiles, then only the last tile of each other view.

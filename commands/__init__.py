@@ -33,5 +33,6 @@ COMMANDS = {
     "test": _command("the same on the test images", "training", "run", "test"),
     "predict": _command("name what is on images", "training", "run", "predict"),
     "explain": _command("where networks look, side by side in one figure", "explain", "explain"),
+    "report": _command("a run on one page for the browser, report.html", "report", "report"),
     "convert": _command("write a folder of images as shards, and check them", "convert", "convert"),
 }

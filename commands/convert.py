@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
-from litcam.commands import errors
+from litcam.commands.options import OptionParser
 
 INTERRUPTED = 130
 
@@ -69,17 +69,8 @@ def convert(args: Sequence[str]) -> None:
         sys.exit(INTERRUPTED)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        known = self._option_string_actions
-        wrong, _, word = message.partition("unrecognized arguments: ")
-        if not wrong and word.startswith("-"):
-            raise ValueError(errors.unknown("option", word.split()[0].partition("=")[0], known))
-        raise ValueError(f"{message.removeprefix('argument ')}; see `litcam convert --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("litcam convert", add_help=False, allow_abbrev=False)
+    parser = OptionParser("convert")
     parser.add_argument("src", nargs="?")
     parser.add_argument("dst", nargs="?")
     parser.add_argument("--short_side", type=int)

@@ -26,6 +26,8 @@ def in_one_line() -> Iterator[None]:
     """Ends the program with one line for what litcam itself refuses."""
     try:
         yield
+    except BrokenPipeError:  # `litcam fit --help | head`
+        sys.stdout = None  # else Python would flush it at its exit
     except Exception as error:
         line = _find_message(error)
         if line is None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger as AnyWandbLogger
 
+from litcam.explain.report import write_report
+
 
 def describe(model: LightningModule) -> str:
     """What is trained, and how large it is."""
@@ -36,6 +38,14 @@ def summarise(trainer: Trainer, folder: Path) -> str:
             offline = run.settings._offline
             lines.append(f"Show the run: wandb leet {place}" if offline else str(run.url))
     return "\n".join(lines)
+
+
+def report(folder: Path) -> str:
+    """The line that tells where a run's report is, or why there is none."""
+    try:
+        return f"The whole run on one page: {_short(write_report(folder))}"
+    except Exception as error:  # a page is never worth a run
+        return f"No report.html: {type(error).__name__}: {error}"
 
 
 def _quality(trainer: Trainer) -> str:

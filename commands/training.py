@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger as AnyWandbLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 # Imported so that configs can name these classes without their path.
 import litcam.callbacks
@@ -21,7 +21,8 @@ from litcam.commands import help_page, run_folder
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
 from litcam.commands.parser import Parser
 from litcam.commands.predictions import PredictionsFile
-from litcam.commands.summary import describe, summarise
+from litcam.commands.summary import describe, report, summarise
+from litcam.commands.versions import keep_versions
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -51,6 +52,7 @@ class SaveConfig(SaveConfigCallback):
         config = run_folder.redact(run_folder.without_place(config))
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / self.config_filename).write_text(yaml.safe_dump(config, sort_keys=False))
+        keep_versions(trainer, self._folder)
         for logger in trainer.loggers:
             if isinstance(logger, AnyWandbLogger):
                 logger.experiment.config.update(config, allow_val_change=True)
@@ -106,7 +108,9 @@ class LitcamCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says how it went, where everything is, and how to look at it."""
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            print(summarise(self.trainer, SaveConfig.folder or Path()))
+            folder = SaveConfig.folder or Path()
+            print(summarise(self.trainer, folder))
+            print(report(folder))
 
     after_validate = after_test = after_fit
 
@@ -145,8 +149,14 @@ def run(args: Sequence[str]) -> None:
     except BaseException:
         # Ctrl-C as well: Lightning has made an exit of it, and saved last.ckpt.
         if args[0] == "fit" and (line := run_folder.how_to_go_on(SaveConfig.folder, args)):
-            print(line)
+            _say_how_to_go_on(line)
         raise
+
+
+@rank_zero_only
+def _say_how_to_go_on(line: str) -> None:
+    print(report(SaveConfig.folder or Path()))
+    print(line)
 
 
 def _calm_console() -> None:

@@ -60,10 +60,12 @@ def test_a_run_its_resume_and_its_validation(litcam, tmp_path):
     assert {path.name for path in first.iterdir()} >= {"config.yaml", "metrics.csv", "gradcam"}
     assert {path.name for path in (first / "checkpoints").iterdir()} >= {"last.ckpt"}
     assert list((first / "checkpoints").glob("best*.ckpt"))
-    lines = out.strip().splitlines()[-3:]
+    lines = out.strip().splitlines()[-4:]
     assert "of the validation images. Everything is in runs/fit/version_0" in lines[0]
     assert (tmp_path / lines[1].removeprefix("Where it looks: ")).is_file()
     assert (tmp_path / lines[2].removeprefix("Show the run: wandb leet ")).is_dir()
+    assert lines[3] == "The whole run on one page: runs/fit/version_0/report.html"
+    assert "torch: " in (first / "report.html").read_text()
     # The whole config, as it is in the file.
     assert config == yaml.safe_load((first / "config.yaml").read_text())
 
