@@ -268,6 +268,9 @@ def test_the_registry_makes_metrics_and_says_what_they_cost():
         "increase": 1,
         "deletion": 20,
         "insertion": 20,
+        "road": 18,
+        "road_morf": 18,
+        "road_lerf": 18,
     }
     for name in METRICS:
         entry = find_metric(name)
