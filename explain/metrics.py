@@ -185,8 +185,6 @@ class Sparseness(ImageMean):
     0.75
     """
 
-    skips = "nothing in their map"
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("sparseness", **kwargs)
 
