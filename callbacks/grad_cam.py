@@ -38,7 +38,8 @@ class GradCAM(Callback):
         every_n_epochs: draw and measure at every n-th validation epoch only.
         metrics: numbers for the maps of all validation images, logged as `val/gradcam/<metric>`:
             `"pointing_game"` and `"energy_inside"` where batches have `mask` or `box`,
-            `"sparseness"`, `"drift"`. Every image is then explained, in the same forward.
+            `"sparseness"`, `"drift"`. Every image is then explained, in the same forward. Others in
+            `litcam.explain.METRICS` run more forwards, which `limit_val_batches` bounds.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
         name: in log keys and of the folder; two such callbacks need two names.
@@ -105,6 +106,8 @@ class GradCAM(Callback):
         if strategy := find_sharding(trainer):
             self._disabled = True
             rank_zero_info(f"GradCAM is off under {strategy}: its maps are untested there")
+        elif cost := self._measured.describe_cost():
+            rank_zero_info(f"GradCAM {cost}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Looks up the given names, so that a misspelt one stops the run before it starts.
@@ -180,7 +183,7 @@ class GradCAM(Callback):
                 trainer, self._recorder, cam, batch, positions, dataloader_idx
             )
         if self._measured and not dataloader_idx:
-            self._problems += self._measured.update(cam, batch, find_labels(batch))
+            self._problems += self._measured.update(trainer, pl_module, cam, batch)
         cam.release()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,7 +192,8 @@ class GradCAM(Callback):
             return
         # Every process comes here, whatever failed before: these are the collectives.
         stage = "test" if trainer.testing else "val"
-        for metric, value in self._measured.compute().items():
+        values, left_out = self._measured.compute(pl_module.device)
+        for metric, value in values.items():
             pl_module.log(f"{stage}/{self.name}/{metric}", value)
         parts = gather(trainer, (self._shown.explained, self._problems, self._shown.choice))
         self._problems = []
@@ -201,7 +205,7 @@ class GradCAM(Callback):
         if not explained and not problems and not self._disabled:
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
-        self._notes.warn([*problems, *describe_problems(explained)])
+        self._notes.warn([*left_out, *problems, *describe_problems(explained)])
         if self._disabled or not explained:
             return
         try:

@@ -1,14 +1,19 @@
 """Numbers for the maps of a whole validation, beside the pictures of a few of them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
-from litcam.explain import CAM
-from litcam.explain.drift import Drift
+from litcam.callbacks.extra_forward import untouched
+from litcam.callbacks.shown_images import find_labels
+from litcam.explain import CAM, ROAD
 from litcam.explain.metrics import EnergyInside, ImageMean, PointingGame, find_metric
+from litcam.explain.networks import run_eagerly
 
 __all__ = ["MapMetrics"]
 
@@ -16,68 +21,148 @@ __all__ = ["MapMetrics"]
 class MapMetrics:
     """Measures the map of every image, for its true class or else its predicted one.
 
+    Metrics that ask the network again do so after the validation step and without hooks, on the
+    network itself: no process waits for another before `compute`.
+
     Args:
-        names: In `litcam.explain.METRICS`, those that need no forward of their own.
+        names: In `litcam.explain.METRICS`; names of one metric share its computation.
 
     Raises:
-        ValueError: A name does not exist, or its metric needs more forwards.
+        ValueError: A name does not exist.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._metrics: dict[str, ImageMean] = {}
-        for name in dict.fromkeys(names):
-            entry = find_metric(name)
-            if entry.forwards_per_image:
-                raise ValueError(
-                    f"metric {name!r} needs {entry.forwards_per_image} forwards more for each "
-                    "image and is not measured at every epoch; use litcam.explain.faithfulness"
-                )
-            self._metrics[name] = entry.make()
+        self._entries = {name: find_metric(name) for name in dict.fromkeys(names)}
+        self._metrics: dict[Callable[[], ImageMean], ImageMean] = {}
+        for entry in self._entries.values():
+            if entry.make not in self._metrics:
+                self._metrics[entry.make] = entry.make()
+        self._told: set[str] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._metrics)
+        return bool(self._entries)
 
-    def update(self, cam: CAM, batch: Any, labels: Tensor | None) -> list[str]:
-        """Adds a batch that was recorded; returns what could not be measured."""
-        assert cam.logits is not None and cam.images is not None
-        num_classes = cam.logits.shape[1]
-        classes = None
-        if labels is not None and labels.ndim == 1:
-            known = (labels >= 0) & (labels < num_classes)
-            predicted = cam.logits.detach().nan_to_num().argmax(1)
-            classes = labels.to(predicted).where(known.to(predicted.device), predicted)
-        maps = cam(classes)
-        size = (cam.images.shape[-2], cam.images.shape[-1])
-        found = batch if isinstance(batch, dict) else {}
-        region = found["mask"] if "mask" in found else found.get("box")
+    def describe_cost(self) -> str:
+        """What they add to a validation, in one line; empty where they add no forward."""
+        asking = {name: e for name, e in self._entries.items() if e.forwards_per_image}
+        num = sum({e.make: e.forwards_per_image for e in asking.values()}.values())
+        if not num:
+            return ""
+        solves = sum(m.forwards_per_image for m in self._metrics.values() if isinstance(m, ROAD))
+        return (
+            f"measures {', '.join(asking)} with {num} forward{'s' if num > 1 else ''} more for "
+            f"each validation image: about ×{num + 1} of a plain validation"
+            + (f", and {solves} sparse solves an image on the CPU" if solves else "")
+        )
+
+    def update(
+        self, trainer: pl.Trainer, module: pl.LightningModule, cam: CAM, batch: Any
+    ) -> list[str]:
+        """Adds a batch that was recorded, and lets its graph go.
+
+        Returns:
+            What could not be measured, one line a metric. A metric that fails raises nothing: the
+            pictures go on, and so do the other processes, which will meet this one in `compute`.
+        """
+        device, given, lacking = _find_inputs(cam, batch)
+        # The rest needs no gradient, and shall not come on top of the graph's memory.
+        cam.release()
         problems = []
-        for name, metric in self._metrics.items():
-            metric.to(maps.device)
-            if isinstance(metric, PointingGame | EnergyInside):
-                if region is None:
-                    problems.append(f"cannot measure {name}: the batch has neither mask nor box")
-                else:
-                    metric.update(maps, region, size)
-            elif isinstance(metric, Drift):
-                if "index" in found:
-                    metric.update(maps, found["index"])
-                else:
-                    problems.append(f"cannot measure {name}: the batch has no index")
-            else:
-                metric.update(maps)
+        for make, metric in self._metrics.items():
+            needs = self._entries[self._names(make)[0]].needs
+            problem = lacking.get(needs, "")
+            if not problem:
+                metric.to(device)
+                beside = _beside(trainer, module) if needs == "network" else nullcontext()
+                problem = _try(metric, given[needs], beside)
+            if problem:
+                problems.append(f"cannot measure {', '.join(self._names(make))}: {problem}")
         return problems
 
-    def compute(self) -> dict[str, float]:
-        """The values that there are, over all processes, and begins anew. A collective."""
-        values = {}
-        for name, metric in self._metrics.items():
+    def compute(self, device: torch.device) -> tuple[dict[str, float], list[str]]:
+        """The values that there are, over all processes, and begins anew. A collective.
+
+        Args:
+            device: Of the collective; a process without a batch has its metrics elsewhere.
+
+        Returns:
+            The values by name; and how many images were left out and why, of each metric once.
+        """
+        values: dict[str, float] = {}
+        left_out: dict[str, list[str]] = {}
+        for make, metric in self._metrics.items():
+            metric.to(device)
             with warnings.catch_warnings():
                 # Another process may have seen an image with an object where this one has not.
                 warnings.filterwarnings("ignore", ".*was called before the ``update``.*")
-                value = float(metric.compute())
+                result = metric.compute()
+            names = self._names(make)
             if metric.has_value:
-                values[name] = value
+                for name in names:
+                    key = self._entries[name].value
+                    values[name] = float(result[key] if key else result)
                 if isinstance(metric, PointingGame | EnergyInside):
-                    values[f"{name}_chance"] = float(metric.chance)
+                    values[f"{names[0]}_chance"] = float(metric.chance)
+            if metric.num_skipped and names[0] not in self._told:
+                self._told.add(names[0])
+                total = metric.num_skipped + metric.num_measured
+                line = f"leaves {metric.num_skipped} of {total} images out of {{}}: {metric.skips}"
+                left_out.setdefault(line, []).extend(names)
             metric.reset()
-        return values
+        return values, [line.format(", ".join(names)) for line, names in left_out.items()]
+
+    def _names(self, make: Callable[[], ImageMean]) -> list[str]:
+        return [name for name, entry in self._entries.items() if entry.make is make]
+
+
+def _find_inputs(
+    cam: CAM, batch: Any
+) -> tuple[torch.device, dict[str, tuple[Any, ...]], dict[str, str]]:
+    """The device; what `update` takes, by what its metric needs; and why there is none of it."""
+    assert cam.logits is not None and cam.images is not None
+    images, logits = cam.images, cam.logits.detach()
+    classes = logits.nan_to_num().argmax(1)
+    if (labels := find_labels(batch)) is not None:
+        known = (labels >= 0) & (labels < logits.shape[1])
+        classes = labels.to(classes).where(known.to(classes.device), classes)
+    maps = cam(classes)
+    given: dict[str, tuple[Any, ...]] = {
+        "": (maps,),
+        "network": (cam.network, images, maps, classes, logits.float().softmax(1)),
+    }
+    lacking: dict[str, str] = {}
+    found = batch if isinstance(batch, Mapping) else {}
+    name = next((name for name in ("mask", "box") if found.get(name) is not None), "")
+    index = found.get("index")
+    if not name:
+        lacking["region"] = "the batch has neither mask nor box"
+    elif not isinstance(found[name], Tensor):
+        kind = type(found[name]).__name__
+        lacking["region"] = f"the batch's {name} is a {kind}; stack them to a tensor, padded with 0"
+    else:
+        given["region"] = maps, found[name], (images.shape[-2], images.shape[-1])
+    if isinstance(index, Tensor):
+        given["index"] = maps, index
+    else:
+        lacking["index"] = "the batch has no index"
+    return maps.device, given, lacking
+
+
+@contextmanager
+def _beside(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    """Forwards in the run's precision, uncompiled, that leave all as it was."""
+    with untouched(trainer, module), run_eagerly():
+        yield
+
+
+def _try(
+    metric: ImageMean, arguments: tuple[Any, ...], beside: AbstractContextManager[None]
+) -> str:
+    """Adds a batch to a metric; the line for what went wrong, or an empty one."""
+    try:
+        with beside:
+            metric.update(*arguments)
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        return line if isinstance(error, ValueError) else f"{type(error).__name__} {line}".strip()
+    return ""

@@ -14,6 +14,7 @@ from litcam.explain.metrics import (
 )
 from litcam.explain.networks import NetworkFinder
 from litcam.explain.randomisation import randomisation_check
+from litcam.explain.road import ROAD
 from litcam.explain.slow_methods import count_forwards, slow_map
 from litcam.explain.target_layers import TargetLayer
 
@@ -21,6 +22,7 @@ __all__ = [
     "CAM",
     "METHODS",
     "METRICS",
+    "ROAD",
     "SLOW_METHODS",
     "AverageDropIncrease",
     "DeletionInsertion",

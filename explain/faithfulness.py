@@ -58,12 +58,10 @@ class AverageDropIncrease(ImageMean):
             probabilities: softmax probabilities of `images`, `(batch,)` of `classes` or
                 `(batch, num_classes)`; without them one more forward is needed.
         """
-        heat, keep = _heat(maps, images)
-        with _asking(network, images) as ask:
-            before = ask(images, classes) if probabilities is None else probabilities.float()
+        heat, keep = find_heat(maps, images)
+        with asking(network, images) as ask:
+            before = ask.whole(images, classes, probabilities)
             after = ask(images * heat[:, None].to(images.dtype), classes)
-        if before.ndim == 2:
-            before = before.gather(1, classes[:, None])[:, 0]
         drop = (before - after).clamp(min=0) / before.clamp(min=1e-12)
         self._add(keep, average_drop=drop, increase=(after > before).float())
 
@@ -127,17 +125,15 @@ class DeletionInsertion(ImageMean):
         probabilities: Tensor | None = None,
     ) -> None:
         """Adds a batch; arguments as for `AverageDropIncrease`."""
-        heat, keep = _heat(maps, images)
+        heat, keep = find_heat(maps, images)
         order = rearrange(heat, "b h w -> b (h w)").argsort(dim=1, descending=True, stable=True)
         ranks = rearrange(order.argsort(dim=1), "b (h w) -> b 1 h w", h=heat.shape[1])
         pixels = order.shape[1]
         counts = [*range(0, pixels, -(-pixels // self.steps)), pixels]
-        shares = torch.tensor(counts, device=images.device) / pixels
+        shares = torch.tensor(counts, dtype=torch.float32, device=images.device) / pixels
         areas = {}
-        with _asking(network, images) as ask:
-            whole = ask(images, classes) if probabilities is None else probabilities.float()
-            if whole.ndim == 2:
-                whole = whole.gather(1, classes[:, None])[:, 0]
+        with asking(network, images) as ask:
+            whole = ask.whole(images, classes, probabilities)
             if "deletion" in self._names:
                 zero = images.new_zeros(())
                 rest = [ask(images.where(ranks >= n, zero), classes) for n in counts[1:]]
@@ -160,22 +156,35 @@ class DeletionInsertion(ImageMean):
         return blurred
 
 
-class _Asking:
-    """Softmax probabilities of one class an image."""
+class Asking:
+    """Softmax probabilities of one class an image; see `asking`."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
 
     def __call__(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Of `classes` `(batch,)`, in one forward.
+
+        Raises:
+            ValueError: the network gives no logits.
+        """
         logits = find_logits(self._network(images))
         if logits is None:
             kind = type(self._network).__name__
             raise ValueError(f"{kind} gave no logits (batch, num_classes): pass the classifier")
         return logits.float().softmax(1).gather(1, classes[:, None])[:, 0]
 
+    def whole(self, images: Tensor, classes: Tensor, probabilities: Tensor | None) -> Tensor:
+        """The same of the whole images, without a forward if `probabilities` are known."""
+        if probabilities is None:
+            return self(images, classes)
+        if probabilities.ndim == 2:
+            probabilities = probabilities.gather(1, classes[:, None])[:, 0]
+        return probabilities.float()
+
 
 @contextmanager
-def _asking(network: nn.Module, images: Tensor) -> Iterator[_Asking]:
+def asking(network: nn.Module, images: Tensor) -> Iterator[Asking]:
     """The network in eval mode without gradient; afterwards each mode and the RNG are as before."""
     # DistributedDataParallel's own forward would wait for the other ranks.
     network = unwrap(network)
@@ -184,14 +193,21 @@ def _asking(network: nn.Module, images: Tensor) -> Iterator[_Asking]:
     with torch.random.fork_rng(devices), torch.no_grad():
         try:
             network.eval()
-            yield _Asking(network)
+            yield Asking(network)
         finally:
             for module, training in modes:
                 module.training = training
 
 
-def _heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def find_heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Maps stretched to [0, 1] at their own size and then resized; which are not constant.
+
+    Args:
+        maps: `(batch, h, w)` at any size.
+        images: `(batch, channels, height, width)`.
+
+    Returns:
+        `(batch, height, width)`, and `(batch,)` of bool.
 
     Raises:
         ValueError: not one map an image.

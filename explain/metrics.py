@@ -35,6 +35,7 @@ class ImageMean(Metric):
 
     is_differentiable = False
     full_state_update = False
+    skips = "their map is flat"  # why an image is left out
     count: Tensor
     skipped: Tensor
 
@@ -53,9 +54,14 @@ class ImageMean(Metric):
         return int(self._known()["num_skipped"])
 
     @property
+    def num_measured(self) -> int:
+        """Images with a value, as for `num_skipped`."""
+        return int(self._known()["count"])
+
+    @property
     def has_value(self) -> bool:
         """Whether any image had a value, as for `num_skipped`; else `compute` gives NaN."""
-        return bool(self._known()["count"] > 0)
+        return self.num_measured > 0
 
     def compute(self) -> Any:
         """The mean, a scalar; NaN without an image."""
@@ -89,7 +95,8 @@ class PointingGame(ImageMean):
     here, and a hit there. `chance` is the share a random point would hit.
 
     Args:
-        tolerance: how far off the object, in pixels, still counts; the paper has 15.
+        tolerance: how far off the object still counts, in pixels of the mask, or of the images
+            that boxes are measured in; the paper has 15.
         kwargs: torchmetrics' own options.
 
     Raises:
@@ -102,6 +109,7 @@ class PointingGame(ImageMean):
     """
 
     higher_is_better = True
+    skips = "no object in their mask, or in their box (x1 y1 x2 y2 in pixels)"
 
     def __init__(self, tolerance: int = 0, **kwargs: Any) -> None:
         if tolerance < 0:
@@ -139,6 +147,7 @@ class EnergyInside(ImageMean):
     """
 
     higher_is_better = True
+    skips = f"{PointingGame.skips}, or nothing in their map"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("energy_inside", "chance", **kwargs)

@@ -42,30 +42,55 @@ def is_constant(units: Tensor) -> Tensor:
 def find_masks(region: Tensor, maps: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
     """Where the objects are, as masks `(batch, height, width)` on the device of `maps`.
 
+    An image whose mask or boxes hold no pixel gets an empty mask, which the metrics leave out and
+    count: that of an empty mask, of boxes wholly outside, of boxes with `x2 <= x1` or NaN, such as
+    the padding of images with fewer objects than others.
+
     Args:
-        region: masks `(batch, height, width)`, or boxes `(batch, 4)`: x1 y1 x2 y2 in pixels, x2
-            and y2 excluded. A pixel is in a box if its centre is; what reaches outside is cut.
+        region: masks `(batch, height, width)`, at any size, that show all of the image; or boxes
+            `(batch, 4)`: x1 y1 x2 y2 in pixels, x2 and y2 excluded. Of several objects an image,
+            as masks `(batch, num_objects, height, width)` or boxes `(batch, num_objects, 4)`, the
+            union; three axes of which the last is 4 are boxes, unless they are bool or the image
+            is of that size. A mask's pixel counts where it is above 0.5: any positive one of whole numbers,
+            of shares those that are mostly object. A pixel is in a box if its centre is; what
+            reaches outside of the image is cut.
         maps: `(batch, height, width)` of the same images.
         image_size: height and width of the images that boxes are measured in.
 
     Raises:
         ValueError: another shape, another number of images, or boxes without `image_size`.
     """
-    if len(region) != len(maps):
-        raise ValueError(f"region has {len(region)} images but maps {len(maps)}: pass one each")
+    if region.ndim == 0 or len(region) != len(maps):
+        num = len(region) if region.ndim else "no"
+        raise ValueError(f"region has {num} images but maps {len(maps)}: pass one each")
     region = region.to(maps.device)
-    if region.ndim == 3:
-        return region.bool()
-    if region.ndim != 2 or region.shape[1] != 4:
+    if _is_boxes(region, image_size):
+        return _fill(rearrange(region, "batch ... corner -> batch (...) corner"), image_size)
+    if region.ndim not in (3, 4):
         raise ValueError(
-            f"region must be masks (batch, h, w) or boxes (batch, 4), got {tuple(region.shape)}"
+            "region must be masks (batch, h, w) or (batch, num_objects, h, w), or boxes (batch, 4) "
+            f"or (batch, num_objects, 4), got {tuple(region.shape)}"
         )
+    masks = region > 0.5
+    return masks if masks.ndim == 3 else masks.any(1)
+
+
+def _is_boxes(region: Tensor, image_size: tuple[int, int] | None) -> bool:
+    """Whether these are boxes; three axes of which the last is 4 may be a mask as narrow."""
+    if region.ndim not in (2, 3) or region.shape[-1] != 4 or region.dtype == torch.bool:
+        return False
+    return region.ndim == 2 or region.shape[1:] != image_size
+
+
+def _fill(boxes: Tensor, image_size: tuple[int, int] | None) -> Tensor:
+    """Masks `(batch, height, width)` of all that is in boxes `(batch, num_objects, 4)`."""
     if image_size is None:
         raise ValueError("region has boxes, in pixels of what? Pass image_size=(height, width)")
-    y, x = (torch.arange(side, device=maps.device) + 0.5 for side in image_size)
-    x1, y1, x2, y2 = rearrange(region, "batch corner -> corner batch 1")
+    y, x = (torch.arange(side, device=boxes.device).float() + 0.5 for side in image_size)
+    x1, y1, x2, y2 = rearrange(boxes, "batch n corner -> corner batch n 1")
     rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)
-    return rows[:, :, None] & columns[:, None, :]
+    # How many boxes a pixel is in, without a mask for each of them.
+    return torch.bmm(rearrange(rows.float(), "b n h -> b h n"), columns.float()) > 0.5
 
 
 def dilate(masks: Tensor, radius: int) -> Tensor:

@@ -89,6 +89,60 @@ def test_masks_and_boxes_agree_and_boxes_are_clipped():
     assert torch.equal(find_masks(masks.byte(), masks), masks)
 
 
+def test_boxes_without_a_pixel_and_boxes_that_are_none():
+    nan, inf = torch.nan, torch.inf
+    boxes = [[9, 9, 4, 12], [9, 9, 9, 12], [40, 40, 50, 50], [nan, 0, 9, 9], [-1, -1, -1, -1]]
+    boxes += [[0, 0, 0, 0], [0.6, 0.6, 0.9, 0.9], [-inf, -inf, inf, inf], [-3, -3, 1, 1]]
+    masks = find_masks(torch.tensor(boxes), torch.zeros(9, 2, 2), SIZE)
+    assert masks.sum((1, 2)).tolist() == [0, 0, 0, 0, 0, 0, 0, SIZE[0] * SIZE[1], 1]
+
+
+def test_of_several_objects_the_union_counts():
+    _, boxes = make()
+    several = boxes.reshape(4, 3, 4)
+    several[1, 2], several[3, 1:] = 0, -1
+    maps, drawn = torch.zeros(4, 2, 2), draw(several.flatten(0, 1)).reshape(4, 3, *SIZE)
+    union = drawn.any(1)
+    assert np.array_equal(find_masks(several, maps, SIZE).numpy(), union)
+    assert np.array_equal(find_masks(several.float(), maps, SIZE).numpy(), union)
+    assert np.array_equal(find_masks(torch.from_numpy(drawn), maps).numpy(), union)
+    assert not find_masks(torch.zeros(4, 0, 4), maps, SIZE).any()
+    # Three axes, the last of 4: a mask where the image is as narrow, or where it is bool.
+    narrow = torch.ones(4, 24, 4)
+    assert find_masks(narrow, maps, (24, 4)).shape == (4, 24, 4)
+    assert find_masks(narrow.bool(), maps).shape == (4, 24, 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda masks: masks[:, None],
+        lambda masks: masks.byte() * 255,
+        lambda masks: masks.long()[:, None] * 3 - 1,
+        lambda masks: masks * 0.4 + 0.2,
+        lambda masks: torch.where(masks, 1.0, torch.nan),
+        lambda masks: masks.half(),
+    ],
+)
+def test_masks_of_any_type(change):
+    _, boxes = make()
+    masks = torch.from_numpy(draw(boxes))
+    assert torch.equal(find_masks(change(masks), masks), masks)
+
+
+@pytest.mark.parametrize("kind", [PointingGame, EnergyInside])
+def test_a_mask_of_another_size_is_measured_at_its_own(kind):
+    maps, boxes = make()
+    small, large = kind(), kind()
+    small.update(maps, boxes, SIZE)
+    large.update(maps, boxes * 4, (SIZE[0] * 4, SIZE[1] * 4))
+    assert small.compute().item() == pytest.approx(large.compute().item(), abs=0.1)
+    assert small.chance == large.chance
+    masks = kind()
+    masks.update(maps, torch.from_numpy(draw(boxes * 4, (SIZE[0] * 4, SIZE[1] * 4))), SIZE)
+    assert masks.compute() == large.compute()
+
+
 @pytest.mark.parametrize("kind", [PointingGame, EnergyInside])
 def test_an_image_without_object_is_left_out_and_counted(kind):
     maps, boxes = make()
@@ -246,6 +300,9 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
         (lambda: PointingGame().update(*make()), r"Pass image_size=\(height, width\)"),
         (lambda: EnergyInside().update(make()[0], make(3)[1]), "region has 3 images but maps 12"),
         (lambda: EnergyInside().update(make()[0], make()[1][:, :3]), r"got \(12, 3\)"),
+        (lambda: EnergyInside().update(make()[0], torch.tensor(3)), "region has no images but"),
+        (lambda: EnergyInside().update(make()[0], torch.zeros(12)), r"got \(12,\)"),
+        (lambda: EnergyInside().update(make()[0], torch.zeros(12, 2, 4)), "in pixels of what"),
         (lambda: Sparseness().update(make()[0][0]), r"maps must be .* got \(6, 5\)"),
         (lambda: Drift().update(make()[0], torch.arange(3)), r"index must be \(12,\).* got \(3,\)"),
         (lambda: find_metric("pointing"), "'pointing' is unknown; did you mean pointing_game"),
@@ -268,6 +325,9 @@ def test_the_registry_makes_metrics_and_says_what_they_cost():
         "increase": 1,
         "deletion": 20,
         "insertion": 20,
+        "road": 18,
+        "road_morf": 18,
+        "road_lerf": 18,
     }
     for name in METRICS:
         entry = find_metric(name)
