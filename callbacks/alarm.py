@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 
 from litcam.callbacks.image_logging import current_step
+from litcam.explain.image_mean import ImageMean
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
 # A mean over fewer images moves by more than a network's habits.
 MIN_IMAGES = 50
-# How far below chance, or below an earlier epoch, the energy inside the objects has to be.
+# How far below chance, or below an earlier epoch, the maps have to be on the objects.
 BELOW_CHANCE, BELOW_EARLIER = 0.95, 0.67
 
 
@@ -29,9 +32,10 @@ class Measured:
         epoch: when.
         num_images: how many images have a map.
         accuracy: share of images whose predicted class is the true one; NaN without labels.
-        guessing: the accuracy of always naming the most frequent class.
+        guessing: the accuracy of naming any class, one over their number.
         energy_inside: mean share of a map that lies on the object; NaN without objects.
         chance: what a map without any preference would have there.
+        pointing_game: share of maps that are largest on the object; NaN without objects.
         blank: share of images whose map shows nothing, by the reason.
     """
 
@@ -41,6 +45,7 @@ class Measured:
     guessing: float
     energy_inside: float
     chance: float
+    pointing_game: float
     blank: dict[str, float]
 
 
@@ -52,12 +57,36 @@ class Alarm:
     text: str
 
 
+class RightAnswers(ImageMean):
+    """Share of images that are named rightly, and by guessing; those without a label are left out.
+
+    Not the LightningModule's own accuracy, which may be called anything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("right", "guessing")
+
+    @property
+    def guessing(self) -> float:
+        """One over the number of classes."""
+        return float(self._known()["guessing"])
+
+    def update(self, logits: Tensor, labels: Tensor | None) -> None:
+        """Adds logits `(batch, num_classes)` with class numbers `(batch,)`."""
+        batch, num_classes = logits.shape
+        labels = logits.new_full((batch,), -1) if labels is None else labels.to(logits.device)
+        right = (logits.argmax(1) == labels).float()
+        known = (labels >= 0) & (labels < num_classes)
+        self._add(known, right=right, guessing=torch.full_like(right, 1 / num_classes))
+
+
 class Alarms:
     """Watches a run from epoch to epoch; raises each kind of alarm once.
 
     *Shortcut*: the network is right more often than by guessing, and its maps lie on the objects
-    less than a map without any preference would; or since some epoch they have left the objects
-    by a third while accuracy rose. Right answers then come from something else in the image.
+    less than a map without any preference would; or while accuracy rose they have left the objects
+    by a third, both in their sum and in their peaks (a sum alone also falls where maps grow wider,
+    as they do in honest training). Right answers then come from something else in the image.
     *Blank maps*: more than half of the maps are all zero or constant, or any is not finite.
 
     Neither is a proof: look at the pictures.
@@ -67,8 +96,10 @@ class Alarms:
         self._history: list[Measured] = []
         self._raised: set[str] = set()
 
-    def check(self, now: Measured) -> list[Alarm]:
-        """The alarms that this validation raises for the first time."""
+    def check(self, now: Measured | None) -> list[Alarm]:
+        """The alarms that this validation raises for the first time; none if None was measured."""
+        if now is None:
+            return []
         found = [alarm for alarm in (self._shortcut(now), _blank(now)) if alarm is not None]
         self._history.append(now)
         new = [alarm for alarm in found if alarm.title not in self._raised]
@@ -77,6 +108,8 @@ class Alarms:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run remembers what it saw and does not say it again."""
+        if not self._history:
+            return {}
         return {
             "history": [asdict(measured) for measured in self._history],
             "raised": sorted(self._raised),
@@ -94,7 +127,10 @@ class Alarms:
         rise = _noise(now)
         earlier = [then for then in self._history if now.accuracy >= then.accuracy + rise]
         before = max(earlier, key=lambda then: then.energy_inside, default=None)
-        fell = before is not None and now.energy_inside <= BELOW_EARLIER * before.energy_inside
+        fell = before is not None and (
+            now.energy_inside <= BELOW_EARLIER * before.energy_inside
+            and now.pointing_game <= BELOW_EARLIER * before.pointing_game
+        )
         below = now.energy_inside <= BELOW_CHANCE * now.chance
         if not fell and not (below and now.accuracy >= now.guessing + rise):
             return None
@@ -121,21 +157,20 @@ def _noise(now: Measured) -> float:
 def _blank(now: Measured) -> Alarm | None:
     if sum(now.blank.values()) <= 0.5 and not now.blank.get("not finite"):
         return None
-    kinds = [f"{share:.0%} {kind}" for kind, share in now.blank.items() if share]
+    kinds = [f"{100 * share:.3g}% {kind}" for kind, share in now.blank.items() if share]
     return Alarm("blank maps", f"of {now.num_images} maps {', '.join(kinds)}: nothing to see there")
 
 
-def raise_alarms(trainer: pl.Trainer, alarms: Iterable[Alarm], name: str, folder: Path) -> None:
+def raise_alarms(trainer: pl.Trainer, alarms: Iterable[Alarm], folder: Path) -> None:
     """Says them on the console and to W&B, and keeps them in `alarms.jsonl`: on rank zero.
 
     Args:
         trainer: is in validation.
         alarms: what to say.
-        name: of the callback.
         folder: of the callback's pictures.
     """
     for alarm in alarms:
-        log.warning(f"{name} alarm, {alarm.title}: {alarm.text}")
+        log.warning(f"GradCAM alarm, {alarm.title}: {alarm.text}")
         if getattr(trainer, "fast_dev_run", False):
             continue
         line = {"epoch": trainer.current_epoch, "step": current_step(trainer), **asdict(alarm)}
@@ -144,4 +179,4 @@ def raise_alarms(trainer: pl.Trainer, alarms: Iterable[Alarm], name: str, folder
             lines.write(json.dumps(line) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.alert(f"{name}: {alarm.title}", alarm.text, level="WARN")
+                logger.experiment.alert(f"GradCAM: {alarm.title}", alarm.text, level="WARN")

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from litcam.callbacks.alarm import Alarms, raise_alarms
 from litcam.callbacks.explained import describe_problems, merge
 from litcam.callbacks.extra_forward import find_sharding
 from litcam.callbacks.image_logging import gather, picture_folder
@@ -17,6 +18,7 @@ from litcam.callbacks.recorder import Recorder
 from litcam.callbacks.shown_images import find_labels
 from litcam.callbacks.shown_maps import ShownMaps, log_maps
 from litcam.explain.methods import find_method
+from litcam.explain.networks import is_compiled
 
 
 class GradCAM(Callback):
@@ -36,10 +38,12 @@ class GradCAM(Callback):
         classes: one view each: `"predicted"`, `"true"`, a class name or a class number.
         indices: dataset indices of the images to show, instead of `num_images`.
         every_n_epochs: draw and measure at every n-th validation epoch only.
-        metrics: numbers for the maps of all validation images, logged as `val/gradcam/<metric>`:
-            `"pointing_game"` and `"energy_inside"` where batches have `mask` or `box`,
-            `"sparseness"`, `"drift"`. Every image is then explained, in the same forward. Others in
-            `litcam.explain.METRICS` run more forwards, which `limit_val_batches` bounds.
+        metrics: numbers for the maps of all validation images, logged as `val/gradcam/<metric>`;
+            every image is then explained, in the same forward. By default those of
+            `litcam.explain.METRICS` that ask for no forward more: `"pointing_game"` and
+            `"energy_inside"` where batches have `mask` or `box`, `"sparseness"`, `"drift"`,
+            `"blank_maps"`. The others run more forwards, which `limit_val_batches` bounds; `()`
+            measures nothing. From them comes the alarm: see `litcam.callbacks.alarm.Alarms`.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
         name: in log keys and of the folder; two such callbacks need two names.
@@ -62,7 +66,7 @@ class GradCAM(Callback):
         classes: Sequence[str | int] = ("predicted", "true"),
         indices: Sequence[int] = (),
         every_n_epochs: int = 1,
-        metrics: Sequence[str] = (),
+        metrics: Sequence[str] | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         name: str = "gradcam",
@@ -76,7 +80,7 @@ class GradCAM(Callback):
             raise ValueError("classes must name a view: predicted, true, a class name or number")
         find_method(method)
         MapMetrics(metrics)
-        self.metrics = tuple(metrics)
+        self.metrics = None if metrics is None else tuple(metrics)
         self.num_images, self.method = num_images, method
         self.classes = (classes,) if isinstance(classes, str) else tuple(classes)
         self.network, self.target_layer, self.name = network, target_layer, name
@@ -89,7 +93,7 @@ class GradCAM(Callback):
         """Everything that belongs to one run."""
         self._recorder: Recorder | None = None
         self._active = self._disabled = False
-        self._measured = MapMetrics(self.metrics)
+        self._measured, self._alarms = MapMetrics(self.metrics), Alarms()
         self._shown = ShownMaps(
             self.classes, self.num_images, indices=self.indices, mean=self.mean, std=self.std
         )
@@ -116,6 +120,12 @@ class GradCAM(Callback):
         """
         if self._recorder is None:
             self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
+        if self.metrics is None and is_compiled(pl_module):
+            self._measured = MapMetrics(())
+            rank_zero_info(
+                "GradCAM measures no maps under torch.compile, where explained batches run "
+                "uncompiled: GradCAM(metrics=['sparseness', …]) does"
+            )
 
     on_validation_start = on_test_start = on_fit_start
 
@@ -195,6 +205,7 @@ class GradCAM(Callback):
         values, left_out = self._measured.compute(pl_module.device)
         for metric, value in values.items():
             pl_module.log(f"{stage}/{self.name}/{metric}", value)
+        alarms = self._alarms.check(self._measured.summarise(trainer.current_epoch))
         parts = gather(trainer, (self._shown.explained, self._problems, self._shown.choice))
         self._problems = []
         self._shown.begin()
@@ -206,10 +217,12 @@ class GradCAM(Callback):
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._notes.warn([*left_out, *problems, *describe_problems(explained)])
-        if self._disabled or not explained:
+        if self._disabled:
             return
         try:
-            log_maps(trainer, explained, self._folder, f"{stage}/{self.name}")
+            raise_alarms(trainer, alarms, self._folder)
+            if explained:
+                log_maps(trainer, explained, self._folder, f"{stage}/{self.name}")
         except Exception as error:
             self._disabled = True
             self._notes.warn([describe_failure(error)])
@@ -218,6 +231,21 @@ class GradCAM(Callback):
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+    # What a checkpoint keeps
+
+    @property
+    def state_key(self) -> str:
+        """Tells two such callbacks apart by their names."""
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the alarm has seen and said."""
+        return self._alarms.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._alarms.load_state_dict(state_dict)
 
     # Its parts
 

@@ -3,16 +3,19 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import nan
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from litcam.callbacks.alarm import Measured, RightAnswers
 from litcam.callbacks.extra_forward import untouched
 from litcam.callbacks.shown_images import find_labels
 from litcam.explain import CAM, ROAD
-from litcam.explain.metrics import EnergyInside, ImageMean, PointingGame, find_metric
+from litcam.explain.image_mean import ImageMean
+from litcam.explain.metrics import METRICS, BlankMaps, EnergyInside, PointingGame, find_metric
 from litcam.explain.networks import run_eagerly
 
 __all__ = ["MapMetrics"]
@@ -25,14 +28,20 @@ class MapMetrics:
     network itself: no process waits for another before `compute`.
 
     Args:
-        names: In `litcam.explain.METRICS`; names of one metric share its computation.
+        names: In `litcam.explain.METRICS`; names of one metric share its computation. None takes
+            all that ask for no forward more, as far as the batches have what they need.
 
     Raises:
         ValueError: A name does not exist.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self._asked = names is not None
+        if names is None:
+            names = [name for name, entry in METRICS.items() if not entry.forwards_per_image]
         self._entries = {name: find_metric(name) for name in dict.fromkeys(names)}
+        self._right, self._blank = RightAnswers(), BlankMaps()
+        self._facts: dict[str, Any] = {}
         self._metrics: dict[Callable[[], ImageMean], ImageMean] = {}
         for entry in self._entries.values():
             if entry.make not in self._metrics:
@@ -65,12 +74,16 @@ class MapMetrics:
             pictures go on, and so do the other processes, which will meet this one in `compute`.
         """
         device, given, lacking = _find_inputs(cam, batch)
+        self._right.to(device).update(*given["answers"])
+        self._blank.to(device).update(*given[""])
         # The rest needs no gradient, and shall not come on top of the graph's memory.
         cam.release()
         problems = []
         for make, metric in self._metrics.items():
             needs = self._entries[self._names(make)[0]].needs
             problem = lacking.get(needs, "")
+            if problem and not self._asked:
+                continue
             if not problem:
                 metric.to(device)
                 beside = _beside(trainer, module) if needs == "network" else nullcontext()
@@ -88,28 +101,49 @@ class MapMetrics:
         Returns:
             The values by name; and how many images were left out and why, of each metric once.
         """
+        if not self:
+            return {}, []
         values: dict[str, float] = {}
         left_out: dict[str, list[str]] = {}
         for make, metric in self._metrics.items():
-            metric.to(device)
-            with warnings.catch_warnings():
-                # Another process may have seen an image with an object where this one has not.
-                warnings.filterwarnings("ignore", ".*was called before the ``update``.*")
-                result = metric.compute()
-            names = self._names(make)
+            result, names = _compute(metric, device), self._names(make)
             if metric.has_value:
                 for name in names:
                     key = self._entries[name].value
                     values[name] = float(result[key] if key else result)
                 if isinstance(metric, PointingGame | EnergyInside):
                     values[f"{names[0]}_chance"] = float(metric.chance)
-            if metric.num_skipped and names[0] not in self._told:
+            # Flat maps are counted by `blank_maps`, and said where somebody asked.
+            told = self._asked or self._entries[names[0]].needs == "region"
+            if metric.num_skipped and told and names[0] not in self._told:
                 self._told.add(names[0])
                 total = metric.num_skipped + metric.num_measured
                 line = f"leaves {metric.num_skipped} of {total} images out of {{}}: {metric.skips}"
                 left_out.setdefault(line, []).extend(names)
             metric.reset()
+        self._facts = self._find_facts(values, device)
         return values, [line.format(", ".join(names)) for line, names in left_out.items()]
+
+    def summarise(self, epoch: int) -> Measured | None:
+        """What the last `compute` found, for the alarm; None where there was no map."""
+        return Measured(epoch=epoch, **self._facts) if self._facts.get("num_images") else None
+
+    def _find_facts(self, values: dict[str, float], device: torch.device) -> dict[str, Any]:
+        """What the alarm wants to know. A collective."""
+        accuracy = float(_compute(self._right, device))
+        _compute(self._blank, device)
+        facts = {
+            "num_images": self._blank.num_measured,
+            "accuracy": accuracy,
+            "guessing": self._right.guessing,
+            "energy_inside": values.get("energy_inside", nan),
+            "chance": values.get("energy_inside_chance", nan),
+            "pointing_game": values.get("pointing_game", nan),
+            "blank": self._blank.kinds,
+        }
+        self._right.reset()
+        self._blank.reset()
+        return facts
 
     def _names(self, make: Callable[[], ImageMean]) -> list[str]:
         return [name for name, entry in self._entries.items() if entry.make is make]
@@ -128,6 +162,7 @@ def _find_inputs(
     maps = cam(classes)
     given: dict[str, tuple[Any, ...]] = {
         "": (maps,),
+        "answers": (logits, labels),
         "network": (cam.network, images, maps, classes, logits.float().softmax(1)),
     }
     lacking: dict[str, str] = {}
@@ -146,6 +181,15 @@ def _find_inputs(
     else:
         lacking["index"] = "the batch has no index"
     return maps.device, given, lacking
+
+
+def _compute(metric: ImageMean, device: torch.device) -> Any:
+    """The metric's value over all processes. A collective."""
+    metric.to(device)
+    with warnings.catch_warnings():
+        # Another process may have seen an image with an object where this one has not.
+        warnings.filterwarnings("ignore", ".*was called before the ``update``.*")
+        return metric.compute()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from litcam.explain.guided import guided_gradcam
 from litcam.explain.methods import METHODS, SLOW_METHODS, scale_maps
 from litcam.explain.metrics import (
     METRICS,
+    BlankMaps,
     EnergyInside,
     PointingGame,
     Sparseness,
@@ -25,6 +26,7 @@ __all__ = [
     "ROAD",
     "SLOW_METHODS",
     "AverageDropIncrease",
+    "BlankMaps",
     "DeletionInsertion",
     "Drift",
     "EnergyInside",

@@ -7,7 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from litcam.explain.metrics import METRICS, ImageMean, MetricEntry
+from litcam.explain.image_mean import ImageMean
+from litcam.explain.metrics import METRICS, MetricEntry
 from litcam.explain.regions import resize_maps, unit_maps
 
 

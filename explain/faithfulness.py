@@ -14,8 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from litcam.explain.image_mean import ImageMean
 from litcam.explain.methods import scale_maps
-from litcam.explain.metrics import METRICS, ImageMean, MetricEntry
+from litcam.explain.metrics import METRICS, MetricEntry
 from litcam.explain.networks import find_logits, unwrap
 from litcam.explain.regions import is_constant, resize_maps, unit_maps
 

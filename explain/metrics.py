@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
-from torchmetrics import Metric
 
+from litcam.explain.image_mean import ImageMean
 from litcam.explain.regions import (
     ROUNDING,
     dilate,
@@ -23,67 +23,6 @@ from litcam.explain.regions import (
     resize_maps,
     unit_maps,
 )
-
-
-class ImageMean(Metric):
-    """Means over images of some values; images without a value are left out and counted.
-
-    Args:
-        names: of the values; `compute` returns the first.
-        kwargs: torchmetrics' own options.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    skips = "their map is flat"  # why an image is left out
-    count: Tensor
-    skipped: Tensor
-
-    def __init__(self, *names: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._names, self._facts = names, dict[str, Tensor]()
-        # The names keep MetricCollection from taking two metrics of equal sums for one.
-        for name in names:
-            self.add_state(f"{name}_sum", torch.zeros(()), "sum")
-        self.add_state("count", torch.zeros((), dtype=torch.long), "sum")
-        self.add_state("skipped", torch.zeros((), dtype=torch.long), "sum")
-
-    @property
-    def num_skipped(self) -> int:
-        """Images left out: of all ranks once `compute` ran, of this one before."""
-        return int(self._known()["num_skipped"])
-
-    @property
-    def num_measured(self) -> int:
-        """Images with a value, as for `num_skipped`."""
-        return int(self._known()["count"])
-
-    @property
-    def has_value(self) -> bool:
-        """Whether any image had a value, as for `num_skipped`; else `compute` gives NaN."""
-        return self.num_measured > 0
-
-    def compute(self) -> Any:
-        """The mean, a scalar; NaN without an image."""
-        # Only in here are the states those of all ranks.
-        self._facts = self._means()
-        return self._facts[self._names[0]]
-
-    def _add(self, keep: Tensor, **values: Tensor) -> None:
-        """Adds values `(batch,)` of the images in `keep` `(batch,)`."""
-        # Not in place: states made under inference mode could not be changed outside of it.
-        for name, value in values.items():
-            total = getattr(self, f"{name}_sum")
-            setattr(self, f"{name}_sum", total + value.where(keep, 0.0).sum().to(total))
-        self.count = self.count + keep.sum().to(self.count)
-        self.skipped = self.skipped + (~keep).sum().to(self.skipped)
-
-    def _means(self) -> dict[str, Tensor]:
-        means = {name: getattr(self, f"{name}_sum") / self.count for name in self._names}
-        return {**means, "count": self.count, "num_skipped": self.skipped}
-
-    def _known(self) -> dict[str, Tensor]:
-        return self._means() if self._computed is None else self._facts
 
 
 class PointingGame(ImageMean):
@@ -197,6 +136,43 @@ class Sparseness(ImageMean):
         self._add(total > 0, sparseness=((2 * places - n - 1) / n * values).sum(1) / total)
 
 
+class BlankMaps(ImageMean):
+    """Share of maps that show nothing: all zero, constant, or not finite; lower is better.
+
+    litcam's own. A zero Grad-CAM map says that no position speaks for the class, which happens
+    now and then; most of them zero, or one not finite, says that something is broken.
+
+    >>> blank = BlankMaps()
+    >>> blank.update(torch.stack([torch.eye(2), torch.zeros(2, 2), torch.full((2, 2), torch.nan)]))
+    >>> round(blank.compute().item(), 3), {kind: round(x, 3) for kind, x in blank.kinds.items()}
+    (0.667, {'not finite': 0.333, 'all zero': 0.333, 'constant': 0.0})
+    """
+
+    higher_is_better = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("blank_maps", "not_finite", "all_zero", "constant", **kwargs)
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        """Share of each kind: of all ranks once `compute` ran."""
+        known = self._known()
+        return {
+            n.replace("_", " "): float(known[n]) for n in ("not_finite", "all_zero", "constant")
+        }
+
+    def update(self, maps: Tensor) -> None:
+        """Adds a batch of maps `(batch, height, width)`."""
+        units = unit_maps(maps)
+        broken = ~maps.isfinite().all(2).all(1)
+        zero = ~broken & (units.amax((1, 2)) == 0)
+        constant = ~broken & ~zero & is_constant(units)
+        kinds = {"not_finite": broken, "all_zero": zero, "constant": constant}
+        floats = {name: kind.float() for name, kind in kinds.items()}
+        blank = (broken | zero | constant).float()
+        self._add(torch.ones_like(broken), blank_maps=blank, **floats)
+
+
 @dataclass(frozen=True)
 class MetricEntry:
     """How to make a metric, and what it needs.
@@ -220,6 +196,7 @@ METRICS: dict[str, MetricEntry] = {
     "pointing_game": MetricEntry(PointingGame, "region", "higher"),
     "energy_inside": MetricEntry(EnergyInside, "region", "higher"),
     "sparseness": MetricEntry(Sparseness),
+    "blank_maps": MetricEntry(BlankMaps, "", "lower"),
 }
 
 

@@ -51,9 +51,9 @@ def find_masks(region: Tensor, maps: Tensor, image_size: tuple[int, int] | None 
             `(batch, 4)`: x1 y1 x2 y2 in pixels, x2 and y2 excluded. Of several objects an image,
             as masks `(batch, num_objects, height, width)` or boxes `(batch, num_objects, 4)`, the
             union; three axes of which the last is 4 are boxes, unless they are bool or the image
-            is of that size. A mask's pixel counts where it is above 0.5: any positive one of whole numbers,
-            of shares those that are mostly object. A pixel is in a box if its centre is; what
-            reaches outside of the image is cut.
+            is of that size. A mask's pixel counts where it is above 0.5: any positive one of whole
+            numbers, of shares those that are mostly object. A pixel is in a box if its centre is;
+            what reaches outside of the image is cut.
         maps: `(batch, height, width)` of the same images.
         image_size: height and width of the images that boxes are measured in.
 

@@ -9,7 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from litcam.explain.faithfulness import asking, find_heat
-from litcam.explain.metrics import METRICS, ImageMean, MetricEntry
+from litcam.explain.image_mean import ImageMean
+from litcam.explain.metrics import METRICS, MetricEntry
 
 
 class ROAD(ImageMean):

@@ -29,7 +29,9 @@ class Witness(Callback):
         self.counts[name] += 1
 
     def on_validation_end(self, trainer, pl_module):
-        self.metrics.append({k: v.clone() for k, v in trainer.callback_metrics.items()})
+        # The callback may add its own, under its own name.
+        measured = trainer.callback_metrics.items()
+        self.metrics.append({k: v.clone() for k, v in measured if "/gradcam/" not in k})
         numbers = np.random.get_state()[1].tolist()  # noqa: NPY002
         self.random.append((torch.get_rng_state(), numbers, random.getstate()))
 
