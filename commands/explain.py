@@ -1,6 +1,7 @@
 """`litcam explain`: photos × models × classes × methods in one figure."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ def explain(args: Sequence[str]) -> None:
         print(PAGE.format(**dict(zip(("methods", "slow", "free"), names, strict=True))))
         return
     options, problems = parse(args)
+    # How many tensors were loaded is news where one trains, not for each model of a figure.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     report = _Report()
     for problem in problems:
         report(problem)
@@ -161,7 +164,7 @@ def _explain(
     picture = enlarge(image.permute(1, 2, 0).numpy())
     for cell in cells:
         _enlarge(cell, (picture.shape[0], picture.shape[1]))
-    prefix = "" if model.has_classes else f"{model.name}, "
+    prefix = "" if model.has_classes else f"{model.name}: "
     return picture, cells, [prefix + problem for problem in problems]
 
 

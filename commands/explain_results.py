@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,7 +58,7 @@ class Results:
         for cell in cells:
             drawn = overlay(picture, cell.heatmap.numpy())
             file = self._choose_file(f"{Path(title).with_suffix('')}-{model.name}", cell)
-            _write(file, lambda to, drawn=drawn: Image.fromarray(drawn).save(to, "PNG"))
+            _write(file, partial(Image.fromarray(drawn).save, format="PNG"))
             facts = {"file": str(file.relative_to(self.out)), "photo": str(photo)}
             self.record.append({**facts, **_facts(model, cell)})
             # What has no class stands under the first one.
@@ -83,7 +84,7 @@ class Results:
         figure = self.out / "figure.png"
         image = Image.fromarray(sheet(rows, titles))
         text = json.dumps(self.record, indent=1)
-        _write(figure, lambda to: image.save(to, "PNG"))
+        _write(figure, partial(image.save, format="PNG"))
         _write(self.out / "explain.json", lambda to: to.write(text.encode()))
         left = self._num_rows - len(self._rows)
         more = f" (the first {MAX_ROWS} rows; {left} more are only files)" if left else ""
@@ -125,15 +126,15 @@ def _facts(model: Model, cell: Cell) -> dict[str, Any]:
 
 def _write(file: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """A file, whole or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
+    unfinished = file.with_name(f"{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as opened:
+            with unfinished.open("wb") as opened:
                 write(opened)
-            partial.replace(file)
+            unfinished.replace(file)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{file} cannot be written ({reason}); choose another --out") from None

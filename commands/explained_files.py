@@ -33,7 +33,7 @@ class Stored:
     backbone: str
     image_size: int | None = None
     classes: Sequence[str] = ()
-    normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    normalisation: dict[str, Any] = field(default_factory=dict)
 
 
 def read_network(path: Path) -> Stored:
@@ -48,7 +48,8 @@ def read_network(path: Path) -> Stored:
     if path.suffix == ".safetensors":
         return _read_encoder(path)
     stored = _read_weights(path)
-    options = dict(stored["hyper_parameters"])
+    # LightningCLI keeps notes of its own among the options.
+    options = {k: v for k, v in stored["hyper_parameters"].items() if not k.startswith("_")}
     try:
         if any(key.startswith("encoder.") for key in stored["state_dict"]):
             return _make_encoder(path, options)
@@ -81,7 +82,9 @@ def _make_encoder(path: Path, facts: dict[str, Any]) -> Stored:
     size = facts.get("image_size")
     encoder, size = create_encoder(backbone, size, pretrained=False, options=options)
     load_encoder(encoder, path)
-    normalisation = {name: tuple(facts[name]) for name in ("mean", "std") if name in facts}
+    normalisation: dict[str, Any] = {
+        name: tuple(facts[name]) for name in ("mean", "std") if name in facts
+    }
     return Stored(encoder.eval(), backbone, size, (), normalisation)
 
 

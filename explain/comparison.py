@@ -93,8 +93,8 @@ def explain_photo(
     asked, problems = _find(cam.logits.detach()[0], wanted, resolve)
     if resolve is None and (refused := [name for name in methods if name not in CLASS_FREE]):
         problems.append(
-            f"{', '.join(refused)}: explain a class, and an encoder knows none; use --methods "
-            f"{' '.join(CLASS_FREE)}, or fine-tune it first"
+            f"methods {', '.join(refused)} explain a class, and an encoder knows none; use "
+            f"{' or '.join(CLASS_FREE)}, or fine-tune it first"
         )
         methods = [name for name in methods if name in CLASS_FREE]
     columns = []
