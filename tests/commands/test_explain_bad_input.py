@@ -239,7 +239,7 @@ def test_a_place_that_cannot_be_written(out, explain):
 
 
 def test_a_full_disk_is_one_line(explain, monkeypatch):
-    def full(*args):
+    def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     PHOTO.save("a.png")
