@@ -1,28 +1,27 @@
 """`litcam explain`: photos × models × classes × methods in one figure."""
 
 import argparse
-import json
-import re
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
-import numpy as np
 import torch
-import yaml
-from PIL import Image
-from rich.progress import track
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 from torchvision.transforms import v2
 
-from litcam.commands import errors
-from litcam.commands.config_files import find_configs
-from litcam.commands.explained_models import Model, load_model
+from litcam.commands.explain_options import name_photos, parse
+from litcam.commands.explain_results import Results
+from litcam.commands.explained_models import Model, load_model, name_models
 from litcam.datamodules.images import decode
-from litcam.datamodules.layouts import is_image
 from litcam.datamodules.transforms import eval_transform, normalize
 from litcam.explain.comparison import Cell, explain_photo
-from litcam.explain.figures import enlarge, overlay, sheet
-from litcam.explain.methods import METHODS, find_method
+from litcam.explain.figures import Picture, enlarge
+from litcam.explain.methods import CLASS_FREE, METHODS, SLOW_METHODS
 
 PAGE = """\
 usage: litcam explain PHOTO [PHOTO …] --models NAME [NAME …] [OPTIONS]
@@ -30,12 +29,16 @@ usage: litcam explain PHOTO [PHOTO …] --models NAME [NAME …] [OPTIONS]
   Shows where networks look for a class: a row for each photo and model, a column for each class
   and method. Writes figure.png, each heatmap, and explain.json with what made them.
 
-PHOTO is a file or a folder. A model is a name of timm's, or last.ckpt of a run.
+PHOTO is a file or a folder. A model is a name of timm's, or last.ckpt or encoder.safetensors of a
+run. What cannot be explained is left out in one line.
 
 Options
   --models NAME …       resnet34 vit_base_patch16_224 runs/finetune_resnet34/version_0/…/last.ckpt
-  --classes NAME …      predicted (default), a name, a number; cat and dog take the likeliest breed
+  --classes NAME …      predicted (default), true (the name of the photo's folder), a name, number;
+                        cat and dog take the likeliest breed
   --methods NAME …      {methods}
+                        slow, one forward a channel: {slow}
+                        for an encoder, which knows no classes: {free}
   --pretrained          timm's weights, downloaded once; else the names of timm have random weights
   --target_layer NAME   instead of the one that is found
   --out FOLDER          default: explained
@@ -44,126 +47,125 @@ Options
 For instance: litcam explain cat_and_dog.jpg --models resnet34 --classes cat dog --pretrained
               litcam explain cat_and_dog.jpg --config paper/every_model.yaml --pretrained"""
 
+# What a program says that was stopped by Ctrl-C.
+STOPPED = 130
+
+Tick = Callable[[int, str], None]
+
 
 def explain(args: Sequence[str]) -> None:
     """Explains photos; `args` are the words after `litcam explain`.
 
     Raises:
-        ValueError: If nothing could be explained, or an option makes no sense.
+        ValueError: If nothing could be explained, an option makes no sense, or a file cannot be
+            written.
     """
     if not args or not {"-h", "--help"}.isdisjoint(args):
-        print(PAGE.format(methods=" ".join(METHODS)))
+        names = (" ".join(each) for each in (METHODS, SLOW_METHODS, CLASS_FREE))
+        print(PAGE.format(**dict(zip(("methods", "slow", "free"), names, strict=True))))
         return
-    options = _options(args)
-    for method in options.methods:
-        find_method(method)
-    photos = _find_photos(options.photos)
-    out = Path(options.out)
-    rows, titles, record = [], [], []
-    for name in track(options.models, "Explaining", transient=True):
+    options, problems = parse(args)
+    # How many tensors were loaded is news where one trains, not for each model of a figure.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    report = _Report()
+    for problem in problems:
+        report(problem)
+    results = Results(Path(options.out), options.classes, options.methods)
+    stopped = False
+    try:
+        with _bar(len(options.models) * len(options.photos) * len(options.methods)) as tick:
+            _explain_all(options, results, report, tick)
+    except KeyboardInterrupt:
+        stopped = True
+    if results.record:
+        print(results.write())
+    elif not stopped:
+        raise ValueError("nothing could be explained, for the reasons above")
+    if stopped:
+        print("stopped: the rest was not explained", file=sys.stderr)
+        sys.exit(STOPPED)
+
+
+class _Report:
+    """Says why something is left out, each line once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            print(f"left out: {line}")
+
+
+def _explain_all(
+    options: argparse.Namespace, results: Results, report: _Report, tick: Tick
+) -> None:
+    photos, models = name_photos(options.photos), name_models(options.models)
+    steps = len(options.methods)
+    for place, name in enumerate(options.models):
+        done = place * len(photos) * steps
+        tick(done, f"loading {models[name]}")
         try:
             model = load_model(name, pretrained=options.pretrained)
-        except (ValueError, OSError) as error:
-            print(f"left out: {error}")
+        except Exception as error:  # one that fails does not take the others along
+            report(_reason(error))
             continue
-        for photo in photos:
+        model.name = models[name]
+        for number, (photo, title) in enumerate(photos.items()):
+            start = done + number * steps
+            before = partial(_tick_method, tick, start, options.methods, f"{model.name}, {title}")
             try:
-                picture, cells = _explain(model, photo, options)
-            except (ValueError, OSError, RuntimeError) as error:
-                print(f"left out: {model.name} on {photo.name}: {error}")
+                image = decode(photo.read_bytes(), str(photo))
+            except (ValueError, OSError) as error:
+                report(_reason(error))
                 continue
-            if not cells:
+            try:
+                picture, cells, problems = _explain(model, image, photo, options, before)
+            except Exception as error:  # strangers' networks raise anything
+                report(f"{model.name} on {title}: {_reason(error)}")
                 continue
-            overlays = [overlay(picture, cell.heatmap.numpy()) for cell in cells]
-            rows.append([picture, *overlays])
-            random = "" if model.trained else " (random weights)"
-            titles.append([f"{model.name}{random}, {photo.name}", *map(_title, cells)])
-            record += [
-                _save(out, model, photo, *pair) for pair in zip(cells, overlays, strict=True)
-            ]
-    if not rows:
-        raise ValueError("nothing could be explained, for the reasons above")
-    out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet(rows, titles)).save(out / "figure.png")
-    (out / "explain.json").write_text(json.dumps(record, indent=1))
-    print(f"{len(record)} heatmaps: {out / 'figure.png'}")
+            for problem in problems:
+                report(problem)
+            if cells:
+                results.add(model, photo, title, picture, cells)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        known = self._option_string_actions
-        if match := re.match(r"unrecognized arguments: (--\S+)", message):
-            raise ValueError(errors.unknown("option", match[1].partition("=")[0], known))
-        raise ValueError(f"{message.removeprefix('argument ')}; see `litcam explain --help`")
+def _tick_method(tick: Tick, start: int, methods: Sequence[str], what: str, method: str) -> None:
+    tick(start + list(methods).index(method), f"{method}: {what}")
 
 
-def _options(args: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("photos", nargs="*")
-    parser.add_argument("--models", nargs="+", default=[])
-    parser.add_argument("--classes", nargs="+", default=["predicted"])
-    parser.add_argument("--methods", nargs="+", default=["gradcam"])
-    parser.add_argument("--pretrained", action="store_true")
-    parser.add_argument("--target_layer", default="")
-    parser.add_argument("--out", default="explained")
-    parser.add_argument("--config")
-    words = find_configs(list(args))
-    config = parser.parse_args(words).config
-    if config:
-        parser.set_defaults(**_read(Path(config), parser))
-    options = parser.parse_args(words)
-    if not options.photos or not options.models:
-        missing = "a photo" if not options.photos else "--models"
-        raise ValueError(f"missing: {missing}; see `litcam explain --help`")
-    return options
-
-
-def _read(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"config {file} does not exist")
-    found: dict[str, Any] = yaml.safe_load(file.read_text()) or {}
-    known = [action.dest for action in parser._actions]
-    for name in found:
-        if name not in known:
-            raise ValueError(f"{file}: {errors.unknown('option', name, known)}")
-    # Class numbers are words on the command line.
-    return {
-        name: [str(word) for word in value] if isinstance(value, list) else value
-        for name, value in found.items()
-    }
-
-
-def _find_photos(names: Sequence[str]) -> list[Path]:
-    photos: list[Path] = []
-    for path in map(Path, names):
-        if not path.exists():
-            raise ValueError(f"photo {path} does not exist; check the path")
-        found = (
-            sorted(at for at in path.iterdir() if is_image(at.name)) if path.is_dir() else [path]
-        )
-        if not found:
-            raise ValueError(f"folder {path} holds no images")
-        photos += found
-    return photos
+def _reason(error: Exception) -> str:
+    """An error in one line, with its kind where litcam did not word it."""
+    line = " ".join(str(error).split())[:300]
+    worded = isinstance(error, ValueError | OSError | RuntimeError) and line
+    return line if worded else f"{type(error).__name__}: {line}"
 
 
 def _explain(
-    model: Model, photo: Path, options: argparse.Namespace
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[Cell]]:
-    pixels = decode(photo.read_bytes(), str(photo))
+    model: Model,
+    pixels: Tensor,
+    photo: Path,
+    options: argparse.Namespace,
+    before: Callable[[str], None],
+) -> tuple[Picture, list[Cell], list[str]]:
+    """What the network saw, its heatmaps in that size, and what it does not have."""
     image = _transform(model)(pixels)
+    resolve = partial(model.resolve, folder=photo.absolute().parent.name)
     cells, problems = explain_photo(
         model.network,
         normalize(image[None], model.config),
         options.classes,
         options.methods,
-        resolve=model.resolve,
+        resolve=resolve if model.has_classes else None,
         target_layer=options.target_layer,
+        before=before,
     )
-    for problem in problems:
-        print(f"left out: {problem}")
-    picture = image.permute(1, 2, 0).numpy()
-    return enlarge(picture), [_enlarged(cell, enlarge(picture).shape) for cell in cells]
+    picture = enlarge(image.permute(1, 2, 0).numpy())
+    for cell in cells:
+        _enlarge(cell, (picture.shape[0], picture.shape[1]))
+    prefix = "" if model.has_classes else f"{model.name}: "
+    return picture, cells, [prefix + problem for problem in problems]
 
 
 def _transform(model: Model) -> v2.Transform:
@@ -173,36 +175,22 @@ def _transform(model: Model) -> v2.Transform:
     return v2.Resize((height, width), antialias=True)
 
 
-def _enlarged(cell: Cell, shape: tuple[int, ...]) -> Cell:
-    size = (shape[0], shape[1])
+def _enlarge(cell: Cell, size: tuple[int, int]) -> None:
     if cell.heatmap.shape != size:
         heat = torch.nn.functional.interpolate(cell.heatmap[None, None], size, mode="bilinear")
         cell.heatmap = heat[0, 0]
-    return cell
 
 
-def _title(cell: Cell) -> str:
-    return f"{cell.name} {cell.probability:.2f}, {cell.method} at {cell.layer}"
+@contextmanager
+def _bar(total: int) -> Iterator[Tick]:
+    console = Console()
+    columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
+    # A log file would get every state of the bar.
+    silent = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
+        task = progress.add_task("", total=total)
 
+        def tick(done: int, what: str) -> None:
+            progress.update(task, completed=done, description=what)
 
-def _save(out: Path, model: Model, photo: Path, cell: Cell, picture: Any) -> dict[str, Any]:
-    folder = out / "heatmaps"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "-".join((photo.stem, model.name, cell.wanted, cell.method))
-    file = folder / (re.sub(r"[^\w.+-]+", "_", name) + ".png")
-    Image.fromarray(picture).save(file)
-    return {
-        "file": str(file.relative_to(out)),
-        "photo": str(photo),
-        "model": model.name,
-        "trained": model.trained,
-        "asked": cell.wanted,
-        "class": cell.number,
-        "class_name": cell.name,
-        "probability": cell.probability,
-        "method": cell.method,
-        "layer": cell.layer,
-        "grid": list(cell.grid),
-        "reason": cell.reason,
-        "map_max": cell.highest,
-    }
+        yield tick

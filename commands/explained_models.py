@@ -1,18 +1,19 @@
-"""What `litcam explain` explains: networks by timm's name or out of a checkpoint, and classes."""
+"""What `litcam explain` explains: networks by timm's name or out of a file, and their classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
+import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
+from litcam.commands.explain_options import tell_apart
+from litcam.commands.explained_files import read_network
 from litcam.datamodules.folders import readable_names
 from litcam.datamodules.transforms import DataConfig, data_config
-from litcam.lightning_modules import Classifier
 from litcam.lightning_modules.backbones import create_backbone
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -31,6 +32,7 @@ class Model:
         config: Mean, std, crop and interpolation of its images.
         classes: Names; empty where they are not known.
         trained: Whether its weights are more than random numbers.
+        has_classes: False for an encoder, which answers with features.
     """
 
     name: str
@@ -39,88 +41,119 @@ class Model:
     config: DataConfig
     classes: Sequence[str]
     trained: bool
+    has_classes: bool = True
 
-    def resolve(self, wanted: str, probabilities: Tensor) -> tuple[int, str]:
-        """Number and name of a class: ``predicted``, a number, a name, ``cat`` or ``dog``.
+    def resolve(self, wanted: str, probabilities: Tensor, folder: str = "") -> tuple[int, str]:
+        """Number and name of a class: ``predicted``, ``true``, a name, a number, ``cat``, ``dog``.
 
         Of several classes that fit a word, such as the breeds of a dog, the likeliest is taken.
+
+        Args:
+            wanted: The word.
+            probabilities: ``(num_classes,)``.
+            folder: That the photo lies in; its name is the true class.
 
         Raises:
             ValueError: If there is none; the message has close matches.
         """
-        fitting = self._fitting(wanted, len(probabilities))
+        if wanted == "true" and "true" not in self.classes:
+            fitting = self._named(folder) or self._named(*readable_names([folder]))
+            if not fitting:
+                raise ValueError(
+                    f"true: the photo's folder is {folder!r}, and {self.name} has no such class"
+                    f"{self._hint(folder, '; name the class with --classes')}"
+                )
+        else:
+            fitting = self._fitting(wanted, len(probabilities))
         if not fitting:
-            near = get_close_matches(wanted, self.classes, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "give a number, or predicted"
-            raise ValueError(f"{self.name} has no class {wanted!r}; {hint}")
+            hint = self._hint(wanted, "; give a number, or predicted")
+            raise ValueError(f"{self.name} has no class {wanted!r}{hint}")
         number = max(fitting, key=lambda place: float(probabilities[place]))
         return number, self.classes[number] if self.classes else f"class {number}"
+
+    def _hint(self, wanted: str, otherwise: str) -> str:
+        near = get_close_matches(wanted, self.classes, n=3, cutoff=0.4)
+        return f"; did you mean {', '.join(near)}?" if near else otherwise
 
     def _fitting(self, wanted: str, num_classes: int) -> list[int]:
         if wanted == "predicted":
             return list(range(num_classes))
-        if wanted.isdigit():
+        # First by name: folders of digits are sorted as words, so that "10" is not number 10.
+        if not (named := self._named(wanted)) and wanted.isdecimal():
             return [int(wanted)] if int(wanted) < num_classes else []
-        lower = [name.lower() for name in self.classes]
-        if wanted.lower() in lower:
-            return [lower.index(wanted.lower())]
-        if len(lower) == 1000 and wanted.lower() in GROUPS:
-            return list(GROUPS[wanted.lower()])
-        return [at for at, name in enumerate(lower) if wanted.lower() in name.split()]
+        return named
+
+    def _named(self, wanted: str) -> list[int]:
+        wanted = wanted.lower().replace("_", " ")
+        names = [name.lower().replace("_", " ") for name in self.classes]
+        if wanted in names:
+            return [names.index(wanted)]
+        if wanted in GROUPS and len(names) == 1000 and names[281].startswith("tabby"):
+            return list(GROUPS[wanted])
+        return [at for at, name in enumerate(names) if wanted and wanted in name.split()]
 
 
 def load_model(name: str, *, pretrained: bool) -> Model:
-    """Makes a network by timm's name, or takes it out of a checkpoint of `Classifier`.
+    """Makes a network by timm's name, or takes it out of a checkpoint or an encoder's file.
 
     Args:
-        name: Of a timm model, or path of a checkpoint.
+        name: Of a timm model, or path of a file.
         pretrained: Whether timm's weights are downloaded; else they are random.
 
     Raises:
         OSError: If there is no such file.
-        ValueError: If there is no such model, or the file is no checkpoint of a classifier.
+        ValueError: If there is no such model, or the file is none of litcam's.
     """
-    if name.endswith(SUFFIXES) or Path(name).exists():
-        return _from_checkpoint(Path(name))
+    if _is_file(name):
+        stored = read_network(Path(name))
+        config = replace(data_config(stored.backbone), **stored.normalisation)
+        size = (stored.image_size, stored.image_size) if stored.image_size else None
+        title = _titles(name)[0]
+        return _model(title, stored.network, config, stored.classes, size=size, trained=True)
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = create_backbone(name, 1000, pretrained=pretrained).eval()
+        # As many as its weights have: another number would give it a head of random ones.
+        num_classes = 1000 if known is None else known.num_classes
+        network = create_backbone(name, num_classes, pretrained=pretrained).eval()
     subset = infer_imagenet_subset(network)
     classes = readable_names(ImageNetInfo(subset).label_names()) if subset else []
-    return _model(name, name, network, classes, trained=pretrained)
+    return _model(name, network, data_config(name), classes, trained=pretrained)
 
 
-def _from_checkpoint(path: Path) -> Model:
-    if not path.is_file():
-        raise FileNotFoundError(f"model {path} does not exist; give a file, or a timm model's name")
-    if path.suffix == ".safetensors":
-        raise ValueError(
-            f"model {path} is an encoder and knows no classes; fine-tune it first: "
-            f"litcam fit --model.encoder {path}"
-        )
-    try:
-        # Weights only: a checkpoint never runs code.
-        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        options = dict(stored["hyper_parameters"])
-        module = Classifier(**{**options, "pretrained": False, "encoder": ""})
-        module.load_state_dict(stored["state_dict"])
-    except OSError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(
-            f"model {path} is not a checkpoint of litcam's Classifier ({reason}); give last.ckpt "
-            "of a run of `litcam fit`"
-        ) from None
-    title = path.parent.parent.parent.name if path.parent.name == "checkpoints" else path.stem
-    classes = stored.get("class_names") or []
-    return _model(title, options["backbone"], module.eval().backbone, classes, trained=True)
+def name_models(models: Sequence[str]) -> dict[str, str]:
+    """A title for each: timm's name, or of a file as much as tells it from the others."""
+    return tell_apart({name: _titles(name) for name in models})
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(SUFFIXES) or Path(name).exists()
+
+
+def _titles(name: str) -> list[str]:
+    """What to call a model, from short to long."""
+    if not _is_file(name):
+        return [name]
+    path = Path(name).absolute()
+    parts = [path.stem, *reversed(path.parts[1:-1])]
+    if path.parent.name == "checkpoints" and len(parts) > 3:
+        run, version = parts[3], parts[2]
+        return [run, f"{run}/{version}", f"{run}/{version}/{path.stem}", name]
+    return ["/".join(reversed(parts[:depth])) for depth in range(1, len(parts) + 1)] + [name]
 
 
 def _model(
-    title: str, backbone: str, network: nn.Module, classes: Sequence[str], *, trained: bool
+    title: str,
+    network: nn.Module,
+    config: DataConfig,
+    classes: Sequence[str],
+    *,
+    size: tuple[int, int] | None = None,
+    trained: bool,
 ) -> Model:
-    size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    size = getattr(getattr(network, "patch_embed", None), "img_size", None) or size
     if size is None:
         size = getattr(network, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-    return Model(title, network, (size[0], size[1]), data_config(backbone), classes, trained)
+    has_classes = getattr(network, "num_classes", 1) != 0
+    height, width = size
+    return Model(title, network, (height, width), config, classes, trained, has_classes)

@@ -104,7 +104,7 @@ class ImageNetDataModule(LightningDataModule):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if not 0 <= random_erasing <= 1:
             raise ValueError(f"random_erasing must be in [0, 1], got {random_erasing}")
-        self.batch_size = batch_size
+        self.image_size, self.batch_size = image_size, batch_size
         self.images_per_class = images_per_class
         self.num_workers = num_workers
         self.max_broken = max_broken

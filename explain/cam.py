@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from litcam.explain.methods import find_method, scale_maps
+from litcam.explain.methods import Method, find_method, scale_maps
 from litcam.explain.networks import frozen, unwrap
 from litcam.explain.recording import Arguments, Keywords, Recording
 from litcam.explain.target_layers import TargetLayer
@@ -83,12 +83,13 @@ class CAM:
         """Why the last forward cannot be explained, or an empty line."""
         return self._recording.failure
 
-    def __call__(self, classes: Classes = None) -> Tensor:
+    def __call__(self, classes: Classes = None, *, method: str = "") -> Tensor:
         """Maps at the layer's grid, after the ReLU and unscaled.
 
         Args:
             classes: one class an image `(batch,)`, several `(batch, k)`, one for all, or None for
                 the predicted ones.
+            method: instead of the CAM's own, from the same forward.
 
         Returns:
             `(batch, height, width)`, or `(batch, k, height, width)`, in float32.
@@ -96,8 +97,10 @@ class CAM:
         Raises:
             RuntimeError: no forward was recorded, or none that can be explained.
             IndexError: a class does not exist.
+            ValueError: no such method.
         """
         recorded = self._recording
+        formula = find_method(method) if method else self._method
         if recorded.failure:
             raise RuntimeError(recorded.failure)
         if recorded.logits is None:
@@ -110,13 +113,15 @@ class CAM:
             # As in the forward: gradient checkpointing runs part of it again and compares.
             stack.enter_context(frozen(recorded.frozen))
             table = as_table(classes, recorded.logits)
-            maps = torch.stack([self._explain(column) for column in table.unbind(1)], 1)
+            maps = torch.stack([self._explain(column, formula) for column in table.unbind(1)], 1)
         several = classes is not None and torch.as_tensor(classes).ndim == 2
         return maps if several else maps[:, 0]
 
-    def heatmaps(self, classes: Classes = None, size: tuple[int, int] | None = None) -> Tensor:
+    def heatmaps(
+        self, classes: Classes = None, size: tuple[int, int] | None = None, *, method: str = ""
+    ) -> Tensor:
         """The same maps, each stretched to [0, 1], at `size` or the size of the images."""
-        maps = self(classes)
+        maps = self(classes, method=method)
         assert self.images is not None
         height, width = size or self.images.shape[-2:]
         return scale_maps(maps, (height, width))
@@ -129,7 +134,7 @@ class CAM:
         """Lets the recorded graph go."""
         self._recording.release()
 
-    def _explain(self, classes: Tensor) -> Tensor:
+    def _explain(self, classes: Tensor, formula: Method) -> Tensor:
         """Maps `(batch, height, width)` for one class an image."""
         recorded = self._recording
         assert recorded.logits is not None and recorded.activations is not None
@@ -143,7 +148,7 @@ class CAM:
             raise RuntimeError(f"layer {recorded.layer.name} does not reach the logits")
         to_maps = recorded.layer.layout.to_maps
         activations = to_maps(recorded.activations.detach()).float()
-        return self._method(activations, to_maps(gradients).float()).relu_()
+        return formula(activations, to_maps(gradients).float()).relu_()
 
 
 def as_table(classes: Classes, logits: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explain.cam import CAM
+from litcam.explain.methods import CLASS_FREE, SLOW_METHODS, scale_maps
+from litcam.explain.slow_methods import slow_map
 
 __all__ = ["Cell", "explain_photo"]
 
@@ -18,11 +20,12 @@ class Cell:
     """One heatmap of a comparison.
 
     Attributes:
-        wanted: The class as it was asked for: ``predicted``, a name or a number.
-        number: Of the class in this network.
+        wanted: The class as it was asked for: ``predicted``, a name or a number; empty where the
+            network has no classes.
+        number: Of the class in this network, if it has classes.
         name: Of the class.
-        probability: Of the class, in [0, 1].
-        method: Name in `METHODS`.
+        probability: Of the class, in [0, 1], if there is one.
+        method: Name in `METHODS` or `SLOW_METHODS`.
         layer: Dotted name of the target layer.
         grid: Its height and width.
         reason: Why that layer.
@@ -31,9 +34,9 @@ class Cell:
     """
 
     wanted: str
-    number: int
+    number: int | None
     name: str
-    probability: float
+    probability: float | None
     method: str
     layer: str
     grid: tuple[int, int]
@@ -42,64 +45,105 @@ class Cell:
     heatmap: Tensor
 
 
+@dataclass
+class _Asked:
+    """A class that was asked for, as this network knows it."""
+
+    wanted: str
+    number: int | None
+    name: str
+    probability: float | None
+
+
 def explain_photo(
     network: nn.Module,
     image: Tensor,
     wanted: Sequence[str],
     methods: Sequence[str],
     *,
-    resolve: Resolve,
+    resolve: Resolve | None,
     target_layer: str = "",
+    before: Callable[[str], None] = lambda method: None,
 ) -> tuple[list[Cell], list[str]]:
-    """Explains one photo, with one forward a method.
+    """Explains one photo: all classes and methods out of one forward, but for the slow methods.
 
     Args:
         network: In eval mode.
         image: ``(1, channels, height, width)``, as the network takes it.
         wanted: Classes to explain.
-        methods: Names in `METHODS`.
+        methods: Names in `METHODS` and `SLOW_METHODS`.
         resolve: From a wanted class and the probabilities ``(num_classes,)`` to its number and
-            name; a ValueError says that there is none.
+            name; a ValueError says that there is none. None for an encoder, which has no classes
+            and gives features ``(batch, num_features)``.
         target_layer: Dotted name; by default found.
+        before: Called with each method before it is used.
 
     Returns:
-        The heatmaps, by class and then by method, and a line for each class that does not exist.
+        The heatmaps, by class and then by method, and a line for each class or method that this
+        network does not have.
 
     Raises:
         ValueError: If no layer can be explained.
         RuntimeError: If the network cannot be.
     """
-    cells: dict[tuple[int, int], Cell] = {}
-    problems: list[str] = []
-    for column, method in enumerate(methods):
-        with CAM(network, method, target_layer or None) as cam, torch.no_grad():
-            network(image)
-        if cam.failure or cam.logits is None or cam.target_layer is None:
-            raise ValueError(cam.failure or "the network returned no logits (batch, num_classes)")
-        probabilities = cam.logits.detach()[0].float().softmax(0)
-        found: list[tuple[int, str, int, str]] = []
-        for row, name in enumerate(wanted):
-            try:
-                found.append((row, name, *resolve(name, probabilities)))
-            except ValueError as error:
-                problems += [str(error)] if column == 0 else []
-        if not found:
-            break
-        numbers = torch.tensor([[number for _, _, number, _ in found]])
-        maps, heatmaps = cam(numbers)[0], cam.heatmaps(numbers)[0]
+    with CAM(network, target_layer=target_layer or None) as cam, torch.no_grad():
+        network(image)
+    if cam.failure or cam.logits is None or cam.target_layer is None:
+        raise ValueError(cam.failure or "the network returned no logits (batch, num_classes)")
+    asked, problems = _find(cam.logits.detach()[0], wanted, resolve)
+    if resolve is None and (refused := [name for name in methods if name not in CLASS_FREE]):
+        problems.append(
+            f"methods {', '.join(refused)} explain a class, and an encoder knows none; use "
+            f"{' or '.join(CLASS_FREE)}, or fine-tune it first"
+        )
+        methods = [name for name in methods if name in CLASS_FREE]
+    columns = []
+    for method in methods if asked else []:
+        before(method)
+        maps = _make_maps(cam, image, asked, method)
+        columns.append([_cell(cam, method, *pair) for pair in zip(asked, maps, strict=True)])
+    cam.release()
+    return [cell for row in zip(*columns, strict=True) for cell in row], problems
+
+
+def _find(
+    logits: Tensor, wanted: Sequence[str], resolve: Resolve | None
+) -> tuple[list[_Asked], list[str]]:
+    if resolve is None:
+        return [_Asked("", None, "no class", None)], []
+    asked, problems, probabilities = [], [], logits.float().softmax(0)
+    for word in wanted:
+        try:
+            number, name = resolve(word, probabilities)
+            asked.append(_Asked(word, number, name, float(probabilities[number])))
+        except ValueError as error:
+            problems.append(str(error))
+    return asked, problems
+
+
+def _make_maps(cam: CAM, image: Tensor, asked: Sequence[_Asked], method: str) -> Tensor:
+    """Maps ``(num_asked, height, width)`` at the layer's grid."""
+    # Of a map that does not depend on the class, any feature of an encoder will do.
+    numbers = [each.number or 0 for each in asked]
+    if method in SLOW_METHODS:
         layer = cam.target_layer
-        for place, (row, name, number, readable) in enumerate(found):
-            cells[row, column] = Cell(
-                wanted=name,
-                number=number,
-                name=readable,
-                probability=float(probabilities[number]),
-                method=method,
-                layer=layer.name,
-                grid=layer.grid,
-                reason=layer.reason,
-                highest=float(maps[place].max()),
-                heatmap=heatmaps[place].cpu(),
-            )
-        cam.release()
-    return [cells[key] for key in sorted(cells)], problems
+        return torch.cat([slow_map(cam.network, image, [n], method, layer) for n in numbers])
+    return cam(torch.tensor([numbers]), method=method)[0]
+
+
+def _cell(cam: CAM, method: str, asked: _Asked, raw: Tensor) -> Cell:
+    assert cam.target_layer is not None
+    assert cam.images is not None
+    height, width = cam.images.shape[-2:]
+    return Cell(
+        wanted=asked.wanted,
+        number=asked.number,
+        name=asked.name,
+        probability=asked.probability,
+        method=method,
+        layer=cam.target_layer.name,
+        grid=cam.target_layer.grid,
+        reason=cam.target_layer.reason,
+        highest=float(raw.max()),
+        heatmap=scale_maps(raw[None], (height, width))[0].cpu(),
+    )

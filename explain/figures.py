@@ -1,11 +1,11 @@
 """Pictures one looks at: overlays, panels and comparison grids, as uint8 arrays `(h, w, 3)`."""
 
 from collections.abc import Sequence
-from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Picture = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
@@ -47,23 +47,39 @@ def panel(pictures: Sequence[Picture]) -> Picture:
     return np.concatenate(parts, axis=1)
 
 
-def sheet(rows: Sequence[Sequence[Picture]], titles: Sequence[Sequence[str]]) -> Picture:
-    """A comparison grid: `rows` of pictures, each with its line of text above it.
+def sheet(rows: Sequence[Sequence[Picture | None]], titles: Sequence[Sequence[str]]) -> Picture:
+    """A comparison grid: `rows` of pictures, each with its title above it.
 
     Args:
-        rows: pictures; each is fitted into a cell of the first one's size.
-        titles: a title for each picture, cut to the width of its cell.
+        rows: pictures; each is fitted into a cell of the size of the first one. None leaves its
+            cell empty.
+        titles: a title for each picture, of one or more lines. A line that is too long loses its
+            middle, because most end in what tells them apart: a number, a layer, a suffix.
     """
-    height, width = rows[0][0].shape[:2]
+    first = next(picture for row in rows for picture in row if picture is not None)
+    height, width = first.shape[:2]
     columns = max(len(row) for row in rows)
-    size = (columns * (width + GAP) + GAP, len(rows) * (height + GAP + LINE) + GAP)
+    top = LINE * max(1 + text.count("\n") for texts in titles for text in texts)
+    size = (columns * (width + GAP) + GAP, len(rows) * (height + GAP + top) + GAP)
     canvas = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for y, (row, texts) in enumerate(zip(rows, titles, strict=True)):
         for x, (picture, text) in enumerate(zip(row, texts, strict=True)):
-            left, top = GAP + x * (width + GAP), GAP + y * (height + GAP + LINE)
-            draw.text((left, top), shorten(text, width // 6, placeholder="…"), "black", font)
-            image = Image.fromarray(picture)
-            image.thumbnail((width, height))
-            canvas.paste(image, (left, top + LINE))
+            at = GAP + x * (width + GAP), GAP + y * (height + GAP + top)
+            for place, line in enumerate(text.split("\n")):
+                shown = _shorten(line, width, font)
+                draw.text((at[0], at[1] + place * LINE), shown, "black", font)
+            if picture is not None:
+                image = ImageOps.contain(Image.fromarray(picture), (width, height))
+                canvas.paste(image, (at[0], at[1] + top))
     return np.asarray(canvas)
+
+
+def _shorten(line: str, width: int, font: Any) -> str:
+    """`line` with as much of its middle left out as does not fit into `width` pixels."""
+    shown, kept = line, len(line)
+    while kept > 1 and font.getlength(shown) > width:
+        kept -= 1
+        tail = kept // 3
+        shown = f"{line[: kept - tail].rstrip()}…{line[len(line) - tail :]}"
+    return shown

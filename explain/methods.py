@@ -152,6 +152,9 @@ METHODS: dict[str, Method] = {
     "eigencam": eigencam,
 }
 
+# Their maps are the same for every class, so that a network without classes has them too.
+CLASS_FREE = ("eigencam",)
+
 # Here rather than beside their code, so that `find_method` can offer all names.
 SLOW_METHODS: dict[str, str] = {
     "scorecam": "one forward a channel and image, of the image masked by the channel",

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ def slow_map(
     is 0 (after a ReLU), and elsewhere sets it 1e7 below the least.
 
     The weights are grad-cam's own code, one image at a time, because its Score-CAM holds
-    an image for every channel; it shows a progress bar for every image.
+    an image for every channel. Its progress bar for every image is left out.
 
     Args:
         network: as for `CAM`; it is run in eval mode and left as it was, also after an exception.
@@ -130,6 +132,7 @@ def _quietly(network: nn.Module, images: Tensor) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(network, images))
+        stack.enter_context(_without_bars())
         try:
             yield
         finally:
@@ -138,6 +141,21 @@ def _quietly(network: nn.Module, images: Tensor) -> Iterator[None]:
                 module._modules.update(children)
                 for hook in set(module._forward_hooks) - hooks:
                     del module._forward_hooks[hook]
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """grad-cam's two modules without tqdm, which they give no way to silence."""
+    names = ("pytorch_grad_cam.score_cam", "pytorch_grad_cam.ablation_cam")
+    modules: list[Any] = [import_module(name) for name in names]
+    before = [module.tqdm for module in modules]
+    try:
+        for module in modules:
+            module.tqdm = SimpleNamespace(tqdm=iter)
+        yield
+    finally:
+        for module, bars in zip(modules, before, strict=True):
+            module.tqdm = bars
 
 
 def _record(

@@ -16,14 +16,14 @@ import lightning.pytorch as pl
 import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from litcam.lightning_modules.backbones import quiet_resampling
 
-__all__ = ["load_encoder", "read_tensors", "save_encoder", "save_pretrained"]
+__all__ = ["load_encoder", "read_facts", "read_tensors", "save_encoder", "save_pretrained"]
 
 # litcam's own checkpoints hold the encoder beside other things, under one of these.
 _PREFIXES = ("encoder.", "backbone.")
@@ -31,23 +31,47 @@ _PREFIXES = ("encoder.", "backbone.")
 _DECODER = ("decoder_", "mask_token")
 
 
-def save_encoder(encoder: nn.Module, file: str | Path) -> Path:
-    """Write a timm model's state dict to a safetensors file, whole or not at all."""
+def save_encoder(encoder: nn.Module, file: str | Path, facts: dict[str, Any] | None = None) -> Path:
+    """Write a timm model's state dict to a safetensors file, whole or not at all.
+
+    Args:
+        encoder: the model.
+        file: where to.
+        facts: what it was made with, for `read_facts`; plain values.
+    """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.partial")
     # Copies: safetensors refuses tensors that share memory.
     tensors = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
-    save_file(tensors, partial, metadata={"format": "pt"})
+    # The format's metadata are strings.
+    told = {} if facts is None else {"litcam": json.dumps(facts)}
+    save_file(tensors, partial, metadata={"format": "pt", **told})
     partial.replace(file)
     return file
+
+
+def read_facts(file: str | Path) -> dict[str, Any]:
+    """Read what an encoder was made with out of its safetensors file; empty where it tells nothing.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            told = (opened.metadata() or {}).get("litcam", "{}")
+        return dict(json.loads(told))
+    except (SafetensorError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{file} is not a readable safetensors file ({reason})") from None
 
 
 def save_pretrained(module: Any) -> Path | None:
     """Write what a masked autoencoder learned beside its checkpoints, on rank zero.
 
     Three files: ``encoder.safetensors`` (timm's keys, for ``Classifier(encoder=FILE)`` or timm
-    itself), ``decoder.safetensors``, and ``encoder.json`` with what they were made with.
+    itself), ``decoder.safetensors``, and ``encoder.json`` with what they were made with. The
+    encoder's file tells the same in its metadata, for when it travels alone.
 
     Args:
         module: a `MAE` under a trainer.
@@ -74,7 +98,7 @@ def save_pretrained(module: Any) -> Path | None:
     }
     save_encoder(module.decoder, Path(folder) / "decoder.safetensors")
     (Path(folder) / "encoder.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return save_encoder(module.encoder, Path(folder) / "encoder.safetensors")
+    return save_encoder(module.encoder, Path(folder) / "encoder.safetensors", facts)
 
 
 def load_encoder(model: nn.Module, file: str | Path) -> None:

@@ -185,6 +185,7 @@ class Classifier(GuardedSteps):
         checkpoint["hyper_parameters"] |= {"pretrained": False, "encoder": ""}
         datamodule = getattr(self._trainer, "datamodule", None)
         checkpoint["class_names"] = list(getattr(datamodule, "class_names", []))
+        checkpoint["image_size"] = getattr(datamodule, "image_size", None)
 
     def on_train_start(self) -> None:
         """Put frozen modules into eval mode."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from litcam.explain.figures import GAP, LINE, enlarge, overlay, panel, sheet
+from litcam.explain.figures import GAP, LINE, _shorten, enlarge, overlay, panel, sheet
 
 RNG = np.random.default_rng(0)
 
@@ -68,3 +68,27 @@ def test_a_sheet_has_a_title_over_each_picture(photo):
     assert np.array_equal(picture[GAP + LINE : GAP + LINE + 60, GAP : GAP + 80], photo)
     assert (picture[GAP : GAP + LINE, GAP : GAP + 80] < 128).any(), "no title"
     assert (picture[-GAP:] == 255).all()
+
+
+def test_titles_of_two_lines_and_empty_cells(photo):
+    rows = [[photo, photo, None], [photo, None, photo]]
+    titles = [["cat\nphoto.jpg", "x", ""], ["dog", "", "y\nz"]]
+    picture = sheet(rows, titles)
+    top = 2 * LINE
+    assert picture.shape == (2 * (60 + GAP + top) + GAP, 3 * (80 + GAP) + GAP, 3)
+    assert np.array_equal(picture[GAP + top : GAP + top + 60, GAP : GAP + 80], photo)
+    assert (picture[: 60 + GAP + top, 2 * (80 + GAP) + GAP :] == 255).all()
+    second_line = picture[GAP + LINE : GAP + top, GAP : GAP + 80]
+    assert (second_line < 128).any()
+
+
+@pytest.mark.parametrize("line", ["short", "swin_base_patch4_window7_224", "wheaten terrier 0.12"])
+def test_a_line_that_is_too_long_loses_its_middle(line):
+    font = ImageFont.load_default(12)
+    shown = _shorten(line, 90, font)
+    assert font.getlength(shown) <= 90
+    assert (shown == line) == (font.getlength(line) <= 90)
+    start, _, rest = shown.partition("…")
+    assert line.startswith(start)
+    assert line.endswith(rest)
+    assert rest or shown == line

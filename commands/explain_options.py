@@ -1,0 +1,142 @@
+"""The words after `litcam explain`: options, photos, and names that tell things apart."""
+
+import argparse
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from litcam.commands import errors
+from litcam.commands.config_files import find_configs
+from litcam.datamodules.layouts import is_image
+from litcam.explain.methods import METHODS, SLOW_METHODS
+
+Key = TypeVar("Key")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        known = self._option_string_actions
+        if match := re.match(r"unrecognized arguments: (--\S+)", message):
+            raise ValueError(errors.unknown("option", match[1].partition("=")[0], known))
+        raise ValueError(f"{message.removeprefix('argument ')}; see `litcam explain --help`")
+
+
+def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, with photos as paths, and a line for each photo or method that there is not.
+
+    Raises:
+        ValueError: If an option makes no sense, or nothing is left to do.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("photos", nargs="*", default=[])
+    parser.add_argument("--models", nargs="+", default=[])
+    parser.add_argument("--classes", nargs="+", default=["predicted"])
+    parser.add_argument("--methods", nargs="+", default=["gradcam"])
+    parser.add_argument("--pretrained", action="store_true")
+    parser.add_argument("--target_layer", default="")
+    parser.add_argument("--out", default="explained")
+    parser.add_argument("--config")
+    words = find_configs(list(args))
+    config = parser.parse_args(words).config
+    if config:
+        parser.set_defaults(**_read(Path(config), parser))
+    options = parser.parse_args(words)
+    if not options.photos or not options.models:
+        missing = "a photo" if not options.photos else "--models"
+        raise ValueError(f"missing: {missing}; see `litcam explain --help`")
+    for name in ("photos", "models", "classes", "methods"):
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))
+    options.photos, no_photos = _find_photos(options.photos)
+    options.methods, no_methods = _find_methods(options.methods)
+    for found, problems in ((options.photos, no_photos), (options.methods, no_methods)):
+        if not found:
+            raise ValueError("; ".join(problems))
+    _check_writable(Path(options.out))
+    return options, no_photos + no_methods
+
+
+def tell_apart(names: Mapping[Key, Sequence[str]]) -> dict[Key, str]:
+    """The first of each one's names that no other has.
+
+    >>> tell_apart({1: ["last", "a/last"], 2: ["last", "b/last"], 3: ["best", "b/best"]})
+    {1: 'a/last', 2: 'b/last', 3: 'best'}
+    """
+    level = dict.fromkeys(names, 0)
+    while True:
+        now = {key: names[key][at] for key, at in level.items()}
+        uses = Counter(now.values())
+        alike = [key for key in names if uses[now[key]] > 1 and level[key] + 1 < len(names[key])]
+        if not alike:
+            return now
+        for key in alike:
+            level[key] += 1
+
+
+def name_photos(photos: Sequence[Path]) -> dict[Path, str]:
+    """Each photo's file name, after the folders that tell it from one of the same name."""
+    return tell_apart(
+        {
+            photo: ["/".join(photo.parts[-depth:]) for depth in range(1, len(photo.parts) + 1)]
+            for photo in photos
+        }
+    )
+
+
+def _read(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"config {file} does not exist")
+    try:
+        found = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config {file} is not YAML ({reason})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"config {file} must hold options, such as `models: [resnet34]`")
+    known = [action.dest for action in parser._actions]
+    for name in found:
+        if name not in known:
+            raise ValueError(f"{file}: {errors.unknown('option', name, known)}")
+    return {name: _as_words(value, parser.get_default(name)) for name, value in found.items()}
+
+
+def _as_words(value: Any, default: Any) -> Any:
+    """A value of YAML as the command line would give it: class numbers are words there."""
+    if not isinstance(default, list):
+        return value
+    return [str(word) for word in (value if isinstance(value, list) else [value])]
+
+
+def _find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    photos: list[Path] = []
+    problems = []
+    for path in map(Path, names):
+        if path.is_dir():
+            found = sorted(at for at in path.iterdir() if is_image(at.name))
+            problems += [] if found else [f"folder {path} holds no images"]
+        elif path.exists():
+            found = [path]
+        else:
+            found = []
+            problems.append(f"photo {path} does not exist; check the path")
+        photos += found
+    return list(dict.fromkeys(photos)), problems
+
+
+def _find_methods(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    known = [*METHODS, *SLOW_METHODS]
+    problems = [errors.unknown("method", name, known) for name in names if name not in known]
+    return [name for name in names if name in known], problems
+
+
+def _check_writable(out: Path) -> None:
+    """Said before the work, which may take long, and without leaving an empty folder."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"--out {out}: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"--out {out}: {there} cannot be written to; choose another folder")

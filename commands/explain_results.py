@@ -1,0 +1,140 @@
+"""What `litcam explain` leaves behind: each heatmap, one figure, and what made them."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from litcam.commands.explained_models import Model
+from litcam.explain.comparison import Cell
+from litcam.explain.figures import Picture, overlay, sheet
+
+# A figure of a whole folder would be too tall for any viewer, and for the memory.
+MAX_ROWS = 100
+
+Column = tuple[str, str]
+
+
+class Results:
+    """The rows of a figure, with the heatmaps written as they come.
+
+    Args:
+        out: Folder.
+        classes: Wanted ones, in the order of the columns.
+        methods: In the order of the columns of a class.
+
+    Attributes:
+        record: Facts of each heatmap.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], methods: Sequence[str]) -> None:
+        self.out = out
+        self.record: list[dict[str, Any]] = []
+        self._columns: list[Column] = [(name, method) for name in classes for method in methods]
+        self._rows: list[tuple[Picture, str, dict[Column, tuple[Picture, str]]]] = []
+        self._num_rows = 0
+        self._files: set[str] = set()
+
+    def add(
+        self, model: Model, photo: Path, title: str, picture: Picture, cells: Sequence[Cell]
+    ) -> None:
+        """Takes a row.
+
+        Args:
+            model: That was explained.
+            photo: Its file.
+            title: What to call it, distinct from other photos.
+            picture: What the network saw, ``(height, width, 3)``.
+            cells: Heatmaps of the size of the picture.
+
+        Raises:
+            ValueError: If a file cannot be written.
+        """
+        row = {}
+        for cell in cells:
+            drawn = overlay(picture, cell.heatmap.numpy())
+            file = self._choose_file(f"{Path(title).with_suffix('')}-{model.name}", cell)
+            _write(file, partial(Image.fromarray(drawn).save, format="PNG"))
+            facts = {"file": str(file.relative_to(self.out)), "photo": str(photo)}
+            self.record.append({**facts, **_facts(model, cell)})
+            # What has no class stands under the first one.
+            row[cell.wanted or self._columns[0][0], cell.method] = drawn, _title(cell)
+        self._num_rows += 1
+        if len(self._rows) < MAX_ROWS:
+            random = "" if model.trained else ", random weights"
+            self._rows.append((picture, f"{model.name}\n{title}{random}", row))
+
+    def write(self) -> str:
+        """Writes figure and record; returns the line that says where they are.
+
+        Raises:
+            ValueError: If a file cannot be written.
+        """
+        columns = [at for at in self._columns if any(at in row for _, _, row in self._rows)]
+        rows: list[list[Picture | None]] = []
+        titles = []
+        for picture, title, row in self._rows:
+            found = [row.get(column, (None, "")) for column in columns]
+            rows.append([picture, *(drawn for drawn, _ in found)])
+            titles.append([title, *(text for _, text in found)])
+        figure = self.out / "figure.png"
+        image = Image.fromarray(sheet(rows, titles))
+        text = json.dumps(self.record, indent=1)
+        _write(figure, partial(image.save, format="PNG"))
+        _write(self.out / "explain.json", lambda to: to.write(text.encode()))
+        left = self._num_rows - len(self._rows)
+        more = f" (the first {MAX_ROWS} rows; {left} more are only files)" if left else ""
+        return f"{len(self.record)} heatmaps: {figure}{more}"
+
+    def _choose_file(self, start: str, cell: Cell) -> Path:
+        """A file of its own, also where the system does not tell capitals apart."""
+        parts = [start, *([cell.wanted] if cell.wanted else []), cell.method]
+        name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
+        # Most systems take names of up to 255 bytes.
+        name = unique = name.encode()[:200].decode(errors="ignore")
+        while unique.casefold() in self._files:
+            number = int(unique.removeprefix(name).lstrip("-") or 1) + 1
+            unique = f"{name}-{number}"
+        self._files.add(unique.casefold())
+        return self.out / "heatmaps" / f"{unique}.png"
+
+
+def _title(cell: Cell) -> str:
+    probability = "" if cell.probability is None else f" {cell.probability:.2f}"
+    return f"{cell.name}{probability}\n{cell.method} at {cell.layer}"
+
+
+def _facts(model: Model, cell: Cell) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "trained": model.trained,
+        "asked": cell.wanted,
+        "class": cell.number,
+        "class_name": cell.name,
+        "probability": cell.probability,
+        "method": cell.method,
+        "layer": cell.layer,
+        "grid": list(cell.grid),
+        "reason": cell.reason,
+        "map_max": cell.highest,
+    }
+
+
+def _write(file: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """A file, whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as opened:
+                write(opened)
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{file} cannot be written ({reason}); choose another --out") from None

@@ -1,0 +1,120 @@
+"""Networks out of files: checkpoints of `Classifier` and `MAE`, and encoders. No file runs code."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from litcam.lightning_modules import Classifier
+from litcam.lightning_modules.checkpoints import load_encoder, read_facts
+from litcam.lightning_modules.encoders import create_encoder
+
+GIVE = "give last.ckpt or encoder.safetensors of a run of `litcam fit`"
+
+
+@dataclass
+class Stored:
+    """A network out of a file.
+
+    Attributes:
+        network: In eval mode.
+        backbone: timm's name.
+        image_size: Side of the images it was trained on, in pixels, where the file tells.
+        classes: Names, where the file tells.
+        normalisation: Mean and std of its images, where the file tells.
+    """
+
+    network: nn.Module
+    backbone: str
+    image_size: int | None = None
+    classes: Sequence[str] = ()
+    normalisation: dict[str, Any] = field(default_factory=dict)
+
+
+def read_network(path: Path) -> Stored:
+    """Takes a network out of a file.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is no checkpoint or encoder of litcam's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"model {path} does not exist; give a file, or a timm model's name")
+    if path.suffix == ".safetensors":
+        return _read_encoder(path)
+    stored = _read_weights(path)
+    # LightningCLI keeps notes of its own among the options.
+    options = {k: v for k, v in stored["hyper_parameters"].items() if not k.startswith("_")}
+    try:
+        if any(key.startswith("encoder.") for key in stored["state_dict"]):
+            return _make_encoder(path, options)
+        module = Classifier(**{**options, "pretrained": False, "encoder": ""})
+        module.load_state_dict(stored["state_dict"])
+    except Exception as error:  # options of another program may break anything
+        raise ValueError(_refuse(path, _first_line(error))) from None
+    backbone, classes = options.get("backbone", "resnet34"), stored.get("class_names") or ()
+    return Stored(module.eval().backbone, backbone, stored.get("image_size"), classes)
+
+
+def _read_encoder(path: Path) -> Stored:
+    facts, beside = read_facts(path), path.with_suffix(".json")
+    if not facts and beside.is_file():
+        facts = json.loads(beside.read_text())
+    if "backbone" not in facts:
+        raise ValueError(
+            f"model {path} does not tell which network it is of; fine-tune it first: "
+            f"litcam fit --model.encoder {path}"
+        )
+    try:
+        return _make_encoder(path, facts)
+    except Exception as error:  # as above
+        raise ValueError(_refuse(path, _first_line(error))) from None
+
+
+def _make_encoder(path: Path, facts: dict[str, Any]) -> Stored:
+    """Facts are those of `save_pretrained`, or the options of `MAE`."""
+    backbone, options = facts["backbone"], dict(facts.get("backbone_args") or {})
+    size = facts.get("image_size")
+    encoder, size = create_encoder(backbone, size, pretrained=False, options=options)
+    load_encoder(encoder, path)
+    normalisation: dict[str, Any] = {
+        name: tuple(facts[name]) for name in ("mean", "std") if name in facts
+    }
+    return Stored(encoder.eval(), backbone, size, (), normalisation)
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damage comes as anything from EOFError to KeyError
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            reason = f"it holds {code[1]}, which may run code when it is loaded"
+        else:
+            reason = "it is damaged, or no file of torch"
+        raise ValueError(_refuse(path, reason)) from None
+    if not isinstance(stored, dict):
+        raise ValueError(_refuse(path, f"it holds a {type(stored).__name__}"))
+    weights, options = stored.get("state_dict"), stored.get("hyper_parameters")
+    if not isinstance(weights, dict) or not isinstance(options, dict):
+        lacks = "state_dict" if not isinstance(weights, dict) else "hyper_parameters"
+        raise ValueError(_refuse(path, f"it has no {lacks}, which tells what network it is of"))
+    if not any(key.startswith(("backbone.", "encoder.")) for key in weights):
+        raise ValueError(_refuse(path, "it is of another LightningModule"))
+    return stored
+
+
+def _refuse(path: Path, reason: str) -> str:
+    return f"model {path} is not a checkpoint of litcam ({reason}); {GIVE}"
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).strip().split("\n")[:2]) or type(error).__name__
+    return " ".join(text.split())[:200]
