@@ -204,7 +204,9 @@ class GradCAM(Callback):
         stage = "test" if trainer.testing else "val"
         values, left_out = self._measured.compute(pl_module.device)
         for metric, value in values.items():
-            pl_module.log(f"{stage}/{self.name}/{metric}", value)
+            # The same on every process already; Lightning warns unless it may compare them.
+            key = f"{stage}/{self.name}/{metric}"
+            pl_module.log(key, value, batch_size=1, reduce_fx="max", sync_dist=True)
         alarms = self._alarms.check(self._measured.summarise(trainer.current_epoch))
         parts = gather(trainer, (self._shown.explained, self._problems, self._shown.choice))
         self._problems = []

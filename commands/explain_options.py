@@ -2,28 +2,20 @@
 
 import argparse
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from litcam.commands import errors
 from litcam.commands.config_files import find_configs
+from litcam.commands.options import OptionParser
 from litcam.datamodules.layouts import is_image
 from litcam.explain.methods import METHODS, SLOW_METHODS
 
 Key = TypeVar("Key")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        known = self._option_string_actions
-        if match := re.match(r"unrecognized arguments: (--\S+)", message):
-            raise ValueError(errors.unknown("option", match[1].partition("=")[0], known))
-        raise ValueError(f"{message.removeprefix('argument ')}; see `litcam explain --help`")
 
 
 def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -32,7 +24,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         ValueError: If an option makes no sense, or nothing is left to do.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = OptionParser("explain")
     parser.add_argument("photos", nargs="*", default=[])
     parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--classes", nargs="+", default=["predicted"])
