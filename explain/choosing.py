@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 
 from litcam.explain.networks import timm_models
 from litcam.explain.target_layers import Layout, TargetLayer
@@ -77,21 +77,25 @@ class Chooser:
     def _find_beside(self, candidate: Candidate) -> list[Candidate]:
         """Maps of the same kind that decide as well, and neither lead to this one nor follow it."""
         if candidate.name not in self._beside:
-            self._beside[candidate.name] = [
-                other
-                for other in self.candidates
-                if other.layout.kind == candidate.layout.kind
-                and not self._leads(other, candidate)
-                and not self._leads(candidate, other)
-                and self._passes(other)
-            ]
+            place = self.candidates.index(candidate)
+            before, after = self.candidates[:place], self.candidates[place + 1 :]
+            beside = [c for c in before if c.layout.kind == candidate.layout.kind]
+            beside = [c for c in self._find_unread(beside, candidate) if self._passes(c)]
+            for later in after:
+                if later.layout.kind == candidate.layout.kind and self._passes(later):
+                    beside += [later] if self._find_unread([candidate], later) else []
+            self._beside[candidate.name] = beside
         return self._beside[candidate.name]
 
-    def _leads(self, first: Candidate, last: Candidate) -> bool:
-        """Whether the output of `last` was made of that of `first`, by the graph alone."""
-        if last.name not in self._nodes:
-            self._nodes[last.name] = _find_nodes(last.output)
-        return first is last or _node(first.output) in self._nodes[last.name]
+    def _find_unread(self, sources: list[Candidate], target: Candidate) -> list[Candidate]:
+        """Those `sources` whose positions the positions of `target` were not made of."""
+        if target.name not in self._nodes:
+            self._nodes[target.name] = _find_nodes(target.output)
+        reached = self._nodes[target.name]
+        unread = [c for c in sources if _find_node(c.output) not in reached]
+        # With a class token there is a way around the positions, which the graph does not show.
+        prefixed = [c for c in sources if c not in unread and _has_class_token(c, target)]
+        return unread + [c for c in prefixed if not _reads_positions(c, target)]
 
     def _explain_refusal(self) -> str:
         name = type(self.network).__name__
@@ -136,19 +140,37 @@ def _refuse(gradient: Tensor | None, layout: Layout) -> str:
     return ""
 
 
-def _node(output: Tensor) -> Node:
-    return torch.autograd.graph.get_gradient_edge(output).node
+def _has_class_token(*candidates: Candidate) -> bool:
+    return any(candidate.layout.num_prefix_tokens for candidate in candidates)
+
+
+def _reads_positions(source: Candidate, target: Candidate) -> bool:
+    """Whether the positions of `target` have a gradient at those of `source`."""
+    maps = target.layout.to_maps(target.output)
+    # Any direction will do but a constant one, whose gradient a norm takes away.
+    direction = torch.arange(maps.numel(), device=maps.device).sin().to(maps.dtype)
+    try:
+        (gradient,) = torch.autograd.grad(
+            maps, source.output, direction.view(maps.shape), retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:
+        # Checkpointed inside: what the graph says has to do.
+        return True
+    return gradient is not None and bool(source.layout.to_maps(gradient).any())
+
+
+def _find_node(output: Tensor) -> Node:
+    return get_gradient_edge(output).node
 
 
 def _find_nodes(output: Tensor) -> set[Node]:
     """All that autograd would visit on the way back from `output`."""
-    start = _node(output)
-    seen, todo = {start}, [start]
+    seen = {_find_node(output)}
+    todo = list(seen)
     while todo:
-        for node, _ in todo.pop().next_functions:
-            if node is not None and node not in seen:
-                seen.add(node)
-                todo.append(node)
+        new = {node for node, _ in todo.pop().next_functions if node is not None} - seen
+        seen |= new
+        todo += new
     return seen
 
 
