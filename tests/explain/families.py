@@ -1,7 +1,7 @@
 """Every timm family and torchvision's: the layer that is right, read in each model's source.
 
-A row: timm's module (or torchvision's name), the smallest model under 150 M parameters, what it
-is made with, the images' size, and what `find_target_layer` must answer: layer, layout, grid. A
+A row: timm's module (or torchvision's), a small model, mostly its smallest, what it is made
+with, the images' size, and what `find_target_layer` must answer: layer, layout, grid. A
 row without a layer is a refusal. `why` is a key of `WHY`.
 """
 
@@ -50,6 +50,7 @@ TIMM = [
     for row in (
         ("beit", "beit_base_patch16_224", {**_img(64), **SMALL}, (64, 64), "blocks.1", "tokens",
          (4, 4), "avg"),
+        ("byoanet", "eca_botnext26ts_256", {}, (256, 256), "stages", "NCHW", (8, 8), "stage"),
         ("byoanet", "halonet_h1", {}, (256, 256), "stages", "NCHW", (8, 8), "stage"),
         ("byobnet", "test_byobnet", {}, S, "stages", "NCHW", (3, 3), "stage"),
         ("cait", "cait_xxs24_224", _img(64), (64, 64), "blocks.23", "tokens", (4, 4), "gather"),

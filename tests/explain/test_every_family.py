@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import families
 import pytest
 import timm
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from litcam.explain import CAM, find_target_layer
 
 PAGE = Path(__file__).parents[2] / "docs" / "target_layers.md"
+IDS = [f"{row.module}-{row.model}" for row in TIMM + TORCHVISION]
 BEGIN, END = "<!-- begin: table -->\n", "<!-- end: table -->\n"
 # What timm itself warns about in making some of these.
 NOISE = ["ignore:.*torch.meshgrid.*:UserWarning", "ignore:.*Overwriting .* in registry.*"]
@@ -38,11 +38,12 @@ def make(row):
     return network
 
 
-def name(row):
-    return f"{row.module}-{row.model}"
+def mark(row):
+    """Half a minute for halo attention at 256 pixels, and it takes no smaller ones."""
+    return pytest.param(row, marks=pytest.mark.long if row.model == "halonet_h1" else [])
 
 
-@pytest.mark.parametrize("row", TIMM + TORCHVISION, ids=name)
+@pytest.mark.parametrize("row", map(mark, TIMM + TORCHVISION), ids=IDS)
 def test_right_or_refused(row):
     network, images = make(row), torch.randn(2, 3, *row.size)
     if not row.layer:
@@ -158,4 +159,3 @@ def test_the_page_has_the_same_table():
     for line in table().splitlines():
         assert line in written, f"docs/target_layers.md lacks this row; to write it: {command}"
     assert written == table(), f"docs/target_layers.md has other rows; to write it: {command}"
-    assert families.__doc__
