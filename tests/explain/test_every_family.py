@@ -39,11 +39,11 @@ def make(row):
 
 
 def mark(row):
-    """Half a minute for halo attention at 256 pixels, and it takes no smaller ones."""
+    """Halo attention takes half a minute, and no images below 256 pixels."""
     return pytest.param(row, marks=pytest.mark.long if row.model == "halonet_h1" else [])
 
 
-@pytest.mark.parametrize("row", map(mark, TIMM + TORCHVISION), ids=IDS)
+@pytest.mark.parametrize("row", [mark(row) for row in TIMM + TORCHVISION], ids=IDS)
 def test_right_or_refused(row):
     network, images = make(row), torch.randn(2, 3, *row.size)
     if not row.layer:
