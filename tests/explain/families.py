@@ -155,7 +155,7 @@ TIMM = [
          (4, 4), "cls"),
         ("tresnet", "tresnet_m", {}, S, "body.layer4", "NCHW", (3, 3), "stage"),
         ("twins", "twins_svt_small", _img(96), S, "norm", "tokens", (3, 3), "tokens"),
-        ("vgg", "vgg11", {"num_features": 64}, (64, 64), "features.18", "NCHW", (4, 4),
+        ("vgg", "vgg11", {}, (64, 64), "features.18", "NCHW", (4, 4),
          "conv"),
         ("visformer", "visformer_tiny", _img(96), S, "norm", "NCHW", (3, 3), "norm"),
         ("vision_transformer", "test_vit", _img(64, 96), (64, 96), "blocks.5.norm1", "tokens",
