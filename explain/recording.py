@@ -94,7 +94,6 @@ class Recording:
             return None
         self.release()
         self._in_call, self.failure, self.images = True, "", images.detach()
-        size = (images.shape[-2], images.shape[-1])
         self.training_through, self.frozen = torch.is_grad_enabled(), []
         if torch.is_inference_mode_enabled():
             # Tensors made under inference mode could not be saved for the backward later.
@@ -111,7 +110,7 @@ class Recording:
             self._call.callback(hook.remove)
         else:
             torch.set_grad_enabled(True)
-            self._survey = Survey(self.network, size, keep_graph=self.training_through)
+            self._survey = Survey(self.network, images.shape, keep_graph=self.training_through)
             self._call.callback(self._survey.close)
         return args, kwargs
 
@@ -124,11 +123,16 @@ class Recording:
         if not isinstance(output, Tensor):
             self.failure = f"layer {name} returns a {type(output).__name__}, not a tensor"
             return None
-        size = (self.images.shape[-2], self.images.shape[-1])
-        layout = find_layout(output.shape, size, self.network, module)
+        layout = find_layout(output.shape, self.images.shape, self.network, module)
         if layout is None:
-            shape, pixels = tuple(output.shape), f"{size[0]}x{size[1]}"
-            self.failure = f"layer {name} gives {shape}: no grid over images of {pixels} pixels"
+            batch, _, height, width = self.images.shape
+            parts = (
+                "no" if len(output) == batch else f"not one entry for each of {batch} images, no"
+            )
+            self.failure = (
+                f"layer {name} gives {tuple(output.shape)}: {parts} grid over images of "
+                f"{height}x{width} pixels"
+            )
             return None
         reason = self.layer.reason if self.layer else "as asked for"
         self.layer = TargetLayer(name, module, layout, reason)

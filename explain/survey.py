@@ -8,26 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litcam.explain.target_layers import Candidate, TargetLayer, choose, find_layout
+from litcam.explain.choosing import Candidate, Chooser
+from litcam.explain.target_layers import TargetLayer, find_layout
 
 # Enough to walk back over the last block of a transformer, norms and containers included.
 NUM_CANDIDATES = 24
 
 
 class Survey:
-    """Records the last feature maps of one forward with their graph, for `choose`.
+    """Records the last feature maps of one forward with their graph, for `Chooser`.
 
     Every module gets a hook for this one call. Only what autograd saves for the last
     `NUM_CANDIDATES` layers is kept, so memory stays near that of inference.
 
     Args:
         network: the network whose next forward is watched.
-        image_size: height and width of its images.
+        images: the shape of its images, `(batch, channels, height, width)`.
         keep_graph: keep all that autograd saves, because the caller trains through this forward.
     """
 
-    def __init__(self, network: nn.Module, image_size: tuple[int, int], keep_graph: bool) -> None:
-        self._network, self._image_size = network, image_size
+    def __init__(self, network: nn.Module, images: torch.Size, keep_graph: bool) -> None:
+        self._network, self._images = network, images
         self._candidates: deque[tuple[int, Candidate]] = deque(maxlen=NUM_CANDIDATES)
         self._calls: Counter[nn.Module] = Counter()
         self._after_pool = False
@@ -53,12 +54,12 @@ class Survey:
         self._stack.close()
 
     def choose(self, logits: Tensor) -> tuple[TargetLayer, Tensor]:
-        """The target layer and its output in the graph of `logits`; errors as in `choose`."""
+        """The target layer and its output in the graph of `logits`; errors as in `Chooser`."""
         candidates = [candidate for _, candidate in self._candidates]
         for candidate in candidates:
             if self._calls[candidate.module] > 1:
                 candidate.refusal = "is called more than once"
-        layer = choose(candidates, logits, self._network)
+        layer = Chooser(candidates, logits, self._network).choose()
         return layer, next(c.output for c in candidates if c.name == layer.name)
 
     def _record(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
@@ -70,7 +71,7 @@ class Survey:
                 return None
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return None
-            layout = find_layout(output.shape, self._image_size, self._network, module)
+            layout = find_layout(output.shape, self._images, self._network, module)
             if layout is None:
                 return None
             if not output.requires_grad:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
 from math import ceil, floor, sqrt
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -96,9 +96,20 @@ def resolve_indices(network: nn.Module, name: str) -> str:
 
 
 def find_layout(
-    shape: torch.Size, image_size: tuple[int, int], network: nn.Module, module: nn.Module
+    shape: torch.Size, images: torch.Size, network: nn.Module, module: nn.Module
 ) -> Layout | None:
-    """The layout of an output of this `shape` for images of this size, or None if it is no grid."""
+    """The layout of an output of this `shape`, or None if it is no grid.
+
+    Args:
+        shape: of the output.
+        images: shape of the images, `(batch, channels, height, width)`.
+        network: may say that its features have channels last.
+        module: what made the output.
+    """
+    image_size = images[-2], images[-1]
+    # Windows and pixels inside patches are laid out in the batch, in an order of their own.
+    if shape[:1] != images[:1]:
+        return None
     if len(shape) == 3:
         return _find_tokens(shape[1], image_size, network)
     if len(shape) != 4:
@@ -134,101 +145,3 @@ def _find_tokens(num_tokens: int, image_size: tuple[int, int], network: nn.Modul
             if grid[0] * grid[1] == num_tokens - prefix and grid[0] * grid[1] > 1:
                 return Layout("tokens", grid, prefix)
     return None
-
-
-@dataclass
-class Candidate:
-    """A layer seen in a forward: its output in the graph and how often it was called."""
-
-    name: str
-    module: nn.Module
-    output: Tensor
-    layout: Layout
-    refusal: str = ""
-
-
-def choose(candidates: list[Candidate], logits: Tensor, network: nn.Module) -> TargetLayer:
-    """The last feature map that still decides about more than one position.
-
-    Walks back from the logits. After the last block of a ViT with a class token, for instance,
-    the patch tokens have no gradient any more; `blocks[-1].norm1` is the last place where they do.
-
-    Args:
-        candidates: in the order in which they were completed, outputs in the graph of `logits`.
-        logits: `(batch, num_classes)`.
-        network: what `candidates` are parts of.
-
-    Raises:
-        ValueError: no candidate passes; the message lists them with their reasons.
-    """
-    ones = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    # From the end, one by one: most of the time the first will do, at the cost of a short tail.
-    chosen = next((c for c in reversed(candidates) if _passes(c, logits, ones)), None)
-    if chosen is None:
-        seen = "; ".join(f"{c.name} {c.layout.grid}: {c.refusal}" for c in candidates[-6:])
-        raise ValueError(
-            f"no layer of {type(network).__name__} can be explained, pass target_layer "
-            f"(seen: {seen or 'no feature map at all'})"
-        )
-    names = _last_stages(network)
-    stages = [c for c in candidates if c.name in names]
-    if chosen.layout.kind == "tokens":
-        # With average pooling the last block, not the norm after it.
-        chosen = next((c for c in stages if _passes(c, logits, ones)), chosen)
-    same = (c for c in stages if not c.refusal and _is_same_map(c, chosen))
-    chosen = next(same, chosen)
-    return TargetLayer(chosen.name, chosen.module, chosen.layout, _describe(chosen, candidates))
-
-
-def _passes(candidate: Candidate, logits: Tensor, ones: Tensor) -> bool:
-    """Refuses a layer whose gradient is missing, not finite, or at one position only."""
-    if not candidate.refusal:
-        (gradient,) = torch.autograd.grad(
-            logits, candidate.output, ones, retain_graph=True, allow_unused=True
-        )
-        candidate.refusal = _refuse(gradient, candidate.layout)
-    return not candidate.refusal
-
-
-def _refuse(gradient: Tensor | None, layout: Layout) -> str:
-    if gradient is None:
-        return "does not reach the logits"
-    strength = layout.to_maps(gradient).float().abs().sum(1)
-    if not strength.isfinite().all():
-        return "its gradient is not finite"
-    if not gradient.any():
-        return "its gradient is zero (are the head's weights all zero?)"
-    if not strength.any():
-        return "only its class token reaches the logits"
-    if int((strength > 0).sum((1, 2)).max()) < 2:
-        return "has a gradient at one position only"
-    return ""
-
-
-def _last_stages(network: nn.Module) -> set[str]:
-    """Names that timm gives the last stage, in `network`'s terms."""
-    names = set()
-    for name, model in timm_models(network):
-        info: Any = getattr(model, "feature_info", None)
-        if info:
-            names.add(f"{name}.{info[-1]['module']}".lstrip("."))
-    return names
-
-
-def _is_same_map(candidate: Candidate, chosen: Candidate) -> bool:
-    """Whether a container only hands on what this part of it has made."""
-    inside = candidate is chosen or candidate.name.startswith(f"{chosen.name}.")
-    return inside and (
-        candidate.output.shape == chosen.output.shape
-        and torch.equal(candidate.output, chosen.output)
-    )
-
-
-def _describe(chosen: Candidate, candidates: list[Candidate]) -> str:
-    if chosen.layout.kind == "tokens":
-        later = candidates[candidates.index(chosen) + 1 :]
-        if any("class token" in c.refusal for c in later):
-            return "after it only the class token reaches the logits"
-        return "the last patch tokens before pooling"
-    order = "channels last" if chosen.layout.kind == "NHWC" else "before pooling"
-    return f"the last feature map, {order}"
