@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explain.methods import Method, find_method, scale_maps
-from litcam.explain.networks import frozen, unwrap
+from litcam.explain.networks import evaluating, frozen, unwrap
 from litcam.explain.recording import Arguments, Keywords, Recording
 from litcam.explain.target_layers import TargetLayer
 
@@ -183,14 +183,8 @@ def find_target_layer(network: nn.Module, images: Tensor) -> TargetLayer:
         ValueError: no layer can be explained; the message lists the candidates.
     """
     network = unwrap(network)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with CAM(network) as cam, torch.no_grad():
-            network(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(network, images), CAM(network) as cam, torch.no_grad():
+        network(images)
     if cam.target_layer is None:
         raise ValueError(
             cam.failure or "images must be one tensor (batch, channels, height, width)"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from litcam.explain.cam import CAM, Classes, as_table
-from litcam.explain.networks import find_trained, frozen, unwrap
+from litcam.explain.networks import evaluating, find_trained, frozen, unwrap
 from litcam.explain.target_layers import TargetLayer
 
 RELUS: tuple[Callable[..., Any], ...] = (
@@ -78,20 +78,6 @@ def one_class(classes: Classes, logits: Tensor) -> Tensor:
     if table.shape[1] != 1:
         raise ValueError(f"classes must be one an image, (batch,), got {tuple(table.shape)}")
     return table[:, 0]
-
-
-@contextmanager
-def evaluating(network: nn.Module, images: Tensor) -> Iterator[None]:
-    """Eval mode and a copy of the random state meanwhile; both afterwards as they were."""
-    modes = [(module, module.training) for module in network.modules()]
-    # Some networks draw at random in eval mode too.
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        try:
-            network.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 class GuidedReLUs(TorchFunctionMode):

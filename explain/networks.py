@@ -56,6 +56,20 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def evaluating(network: nn.Module, images: Tensor) -> Iterator[None]:
+    """Eval mode and a copy of the random state meanwhile; both afterwards as they were."""
+    modes = [(module, module.training) for module in network.modules()]
+    # Some networks draw at random in eval mode too.
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        try:
+            network.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
 def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The first tensor `(batch, channels, height, width)` among a forward's arguments."""
     for value in (*args, *kwargs.values()):

@@ -12,9 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from litcam.explain.guided import evaluating, one_class
+from litcam.explain.guided import one_class
 from litcam.explain.methods import METHODS, SLOW_METHODS
-from litcam.explain.networks import copy_inference, find_logits, run_eagerly, unwrap
+from litcam.explain.networks import (
+    copy_inference,
+    evaluating,
+    find_logits,
+    run_eagerly,
+    unwrap,
+)
 from litcam.explain.recording import Recording
 from litcam.explain.target_layers import TargetLayer
 

@@ -38,9 +38,15 @@ function controls(stops, changed) {
   return { bar, move, at: () => Number(slider.value) };
 }
 
-function showHeatmaps(group) {
-  const section = document.getElementById("heatmaps");
+function openSection(name, group, panel, grid) {
+  const section = document.getElementById(name);
   section.hidden = false;
+  const about = make("p", { class: "about" }, group.about);
+  section.append(make("h2", {}, group.title), about, panel.bar, grid);
+  panel.move();
+}
+
+function showHeatmaps(group) {
   const grid = make("div", { class: "grid" });
   const views = make("select", { "aria-label": "map of" });
   views.append(...group.views.map((view) => make("option", { value: view }, view)));
@@ -64,13 +70,7 @@ function showHeatmaps(group) {
   const panel = controls(group.stops, draw);
   panel.bar.append(make("label", {}, "Map of", views), make("label", {}, "Heatmap", strength));
   views.onchange = strength.oninput = draw;
-  section.append(
-    make("h2", {}, group.title),
-    make("p", { class: "about" }, group.about),
-    panel.bar,
-    grid,
-  );
-  panel.move();
+  openSection("heatmaps", group, panel, grid);
 }
 
 function openFilm(group, image, photo, view, weight) {
@@ -90,8 +90,6 @@ function openFilm(group, image, photo, view, weight) {
 }
 
 function showReconstructions(group) {
-  const section = document.getElementById("reconstructions");
-  section.hidden = false;
   const grid = make("div", { class: "grid wide" });
   const cards = group.images.map((image) => {
     const guess = make("img", { alt: "what the network makes of it" });
@@ -109,11 +107,5 @@ function showReconstructions(group) {
       caption.replaceChildren(make("b", {}, image.name), psnr);
     }
   });
-  section.append(
-    make("h2", {}, group.title),
-    make("p", { class: "about" }, group.about),
-    panel.bar,
-    grid,
-  );
-  panel.move();
+  openSection("reconstructions", group, panel, grid);
 }
