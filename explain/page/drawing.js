@@ -101,6 +101,10 @@ function loadPhoto(source, loaded) {
   return photo;
 }
 
+function share(probability) {
+  return probability === null ? "?" : probability.toFixed(2);
+}
+
 function describe(shown) {
   if (!shown) return [make("span", { class: "quiet" }, "not explained at this epoch")];
   const lines = [];
@@ -108,8 +112,8 @@ function describe(shown) {
     const verdict = shown.correct ? "right" : "wrong";
     lines.push(make("span", { class: verdict }, `${verdict}: `));
   }
-  lines.push(`${shown.predicted} ${short(shown.confidence)}`, make("br"));
-  const other = shown.class === shown.predicted ? "map" : `${shown.class} ${short(shown.probability)}`;
+  lines.push(`${shown.predicted} ${share(shown.confidence)}`, make("br"));
+  const other = shown.class === shown.predicted ? "map" : `${shown.class} ${share(shown.probability)}`;
   const about = shown.problem || `${other}, max ${short(shown.max)}`;
   lines.push(make("span", { class: "quiet" }, about));
   return lines;

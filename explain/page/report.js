@@ -8,7 +8,7 @@ for (const [name, value] of run.facts) {
 for (const alarm of run.alarms) {
   const section = document.getElementById("alarms");
   section.hidden = false;
-  const title = make("b", {}, `Alarm at epoch ${alarm.epoch}, ${alarm.title}. `);
+  const title = make("b", {}, `Alarm at epoch ${alarm.epoch}, ${alarm.title}: `);
   section.append(make("p", { class: "alarm" }, title, alarm.text));
 }
 if (run.curves.length) document.getElementById("curves").hidden = false;

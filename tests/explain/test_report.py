@@ -201,7 +201,7 @@ def test_a_browser_draws_the_overlays_that_litcam_draws(run, browser):
     found = browser(page, LOOK)
     assert found["epoch"] == "epoch 1" and found["charts"] == 4
     assert found["wide"] <= 0  # nothing sticks out at the side
-    assert found["captions"][0] == "catwrong: dog 0.5cat 0.25, max " + short(data)
+    assert found["captions"][0] == "catwrong: dog 0.50cat 0.25, max " + short(data)
     for number, canvas in enumerate(found["canvases"]):
         image = data["heatmaps"][0]["images"][number]
         photo = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["photo"].split(",")[1]))))
