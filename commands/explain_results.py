@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -15,8 +16,22 @@ from litcam.explain.figures import Picture, overlay, sheet
 
 # A figure of a whole folder would be too tall for any viewer, and for the memory.
 MAX_ROWS = 100
+# Models side by side, as in the figures of papers.
+MAX_BESIDE = 8
 
 Column = tuple[str, str]
+Tiles = tuple[list[list[Picture | None]], list[list[str]]]
+
+
+@dataclass
+class _Row:
+    """A photo as a model saw it, and what was drawn of it, with its title, by column."""
+
+    picture: Picture
+    model: str
+    photo: str
+    note: str
+    cells: dict[Column, tuple[Picture, str]]
 
 
 class Results:
@@ -35,7 +50,7 @@ class Results:
         self.out = out
         self.record: list[dict[str, Any]] = []
         self._columns: list[Column] = [(name, method) for name in classes for method in methods]
-        self._rows: list[tuple[Picture, str, dict[Column, tuple[Picture, str]]]] = []
+        self._rows: list[_Row] = []
         self._num_rows = 0
         self._files: set[str] = set()
 
@@ -66,7 +81,7 @@ class Results:
         self._num_rows += 1
         if len(self._rows) < MAX_ROWS:
             random = "" if model.trained else ", random weights"
-            self._rows.append((picture, f"{model.name}\n{title}{random}", row))
+            self._rows.append(_Row(picture, model.name, title, random, row))
 
     def write(self) -> str:
         """Writes figure and record; returns the line that says where they are.
@@ -74,13 +89,10 @@ class Results:
         Raises:
             ValueError: If a file cannot be written.
         """
-        columns = [at for at in self._columns if any(at in row for _, _, row in self._rows)]
-        rows: list[list[Picture | None]] = []
-        titles = []
-        for picture, title, row in self._rows:
-            found = [row.get(column, (None, "")) for column in columns]
-            rows.append([picture, *(drawn for drawn, _ in found)])
-            titles.append([title, *(text for _, text in found)])
+        columns = [at for at in self._columns if any(at in row.cells for row in self._rows)]
+        models = list(dict.fromkeys(row.model for row in self._rows))
+        beside = len(columns) == 1 and 1 < len(models) <= MAX_BESIDE
+        rows, titles = self._beside(models, columns[0]) if beside else self._below(columns)
         figure = self.out / "figure.png"
         image = Image.fromarray(sheet(rows, titles))
         text = json.dumps(self.record, indent=1)
@@ -89,6 +101,32 @@ class Results:
         left = self._num_rows - len(self._rows)
         more = f" (the first {MAX_ROWS} rows; {left} more are only files)" if left else ""
         return f"{len(self.record)} heatmaps: {figure}{more}"
+
+    def _below(self, columns: Sequence[Column]) -> Tiles:
+        """A row for each photo and model, a column for each class and method."""
+        rows: list[list[Picture | None]] = []
+        titles = []
+        for row in self._rows:
+            found = [row.cells.get(column, (None, "")) for column in columns]
+            rows.append([row.picture, *(drawn for drawn, _ in found)])
+            titles.append([f"{row.model}\n{row.photo}{row.note}", *(text for _, text in found)])
+        return rows, titles
+
+    def _beside(self, models: Sequence[str], column: Column) -> Tiles:
+        """A row for each photo, a column for each model: of one class and method."""
+        rows: list[list[Picture | None]] = []
+        titles = []
+        for photo in dict.fromkeys(row.photo for row in self._rows):
+            own = {row.model: row for row in self._rows if row.photo == photo}
+            rows.append([next(iter(own.values())).picture])
+            titles.append([photo])
+            for name in models:
+                drawn, text = own[name].cells.get(column, (None, "")) if name in own else (None, "")
+                rows[-1].append(drawn)
+                answer, _, layer = text.partition("\n")
+                note = own[name].note if name in own else ""
+                titles[-1].append(f"{name}\n{answer}{note}\n{layer}")
+        return rows, titles
 
     def _choose_file(self, start: str, cell: Cell) -> Path:
         """A file of its own, also where the system does not tell capitals apart."""

@@ -144,12 +144,25 @@ def test_a_checkpoint_never_runs_code(photo, capsys):
 
 
 @pytest.mark.parametrize("config", sorted(path.name for path in (CONFIGS / "paper").iterdir()))
-def test_the_figures_of_the_paper(photo, config, monkeypatch):
+def test_the_figures_of_the_paper(photo, config, monkeypatch, capsys):
     from litcam.commands import explain
 
     monkeypatch.setattr(explain, "load_model", lambda name, pretrained: small(name))
     main(["explain", photo, "--config", f"paper/{config}", "--pretrained"])
-    assert record()
+    assert record() and "left out" not in capsys.readouterr().out
+
+
+def test_models_on_one_class_stand_side_by_side(photo, monkeypatch):
+    from litcam.commands import explain
+
+    monkeypatch.setattr(explain, "load_model", lambda name, pretrained: small(name))
+    other = Path("other.jpg")
+    other.write_bytes(Path(photo).read_bytes())
+    main(["explain", photo, "other.jpg", "--models", "one", "two", "three", "--classes", "cat"])
+    width, height = size_of("explained/figure.png")
+    # A photo and three maps in each of two rows.
+    assert (width - 4) % 4 == 0 and (height - 4) % 2 == 0 and width > height
+    assert [fact["model"] for fact in record()] == ["one", "one", "two", "two", "three", "three"]
 
 
 def small(name):
