@@ -118,8 +118,9 @@ class GradCAM(Callback):
 
         Not in `setup`: the LightningModule may make its network in its own.
         """
-        if self._recorder is None:
-            self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
+        if self._recorder is not None:
+            return
+        self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
         if self.metrics is None and is_compiled(pl_module):
             self._measured = MapMetrics(())
             rank_zero_info(

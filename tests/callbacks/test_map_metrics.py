@@ -88,3 +88,36 @@ def test_what_a_batch_lacks_is_said_once_and_the_rest_measured(tmp_path, caplog)
 def test_a_misspelt_metric_is_answered_with_close_matches():
     with pytest.raises(ValueError, match="mean pointing_game"):
         GradCAM(metrics=["pointing_gam"])
+
+
+def test_by_default_what_asks_for_no_forward_more(tmp_path, caplog):
+    trainer, *_ = fit(tmp_path, GradCAM(2), epochs=2)
+    names = {name.removeprefix("val/gradcam/") for name in trainer.callback_metrics}
+    assert names >= {*NAMES, "blank_maps", "pointing_game_chance"} and "road" not in names
+    data = NoRegions(64, 48, num_classes=4, image_size=32, batch_size=16)
+    trainer, *_ = fit(tmp_path, GradCAM(2), data=data)
+    found = {name for name in trainer.callback_metrics if "gradcam" in name}
+    assert found == {"val/gradcam/sparseness", "val/gradcam/blank_maps"}
+    # Nobody asked for the others.
+    assert not [record for record in caplog.records if "cannot measure" in record.message]
+
+
+def test_nothing_is_measured_unasked_under_compile(tmp_path, caplog):
+    class Compiled(L.Callback):
+        def setup(self, trainer, module, stage):
+            module.backbone.compile(backend="eager")
+
+    trainer, *_ = fit(tmp_path, Compiled(), GradCAM(2))
+    assert not [name for name in trainer.callback_metrics if "gradcam" in name]
+    assert sum("measures no maps under torch.compile" in text for text in caplog.messages) == 1
+    trainer, *_ = fit(tmp_path, Compiled(), GradCAM(2, metrics=["sparseness"]))
+    assert "val/gradcam/sparseness" in trainer.callback_metrics
+
+
+def test_two_callbacks_keep_their_states_apart(tmp_path):
+    last = ModelCheckpoint(tmp_path, filename="last")
+    fit(tmp_path, GradCAM(2), GradCAM(2, method="layercam", name="layercam"), last)
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    states = {key: state for key, state in stored.items() if key.startswith("GradCAM")}
+    assert len(states) == 2 and any("layercam" in key for key in states)
+    assert all(len(state["history"]) == 1 for state in states.values())
