@@ -149,6 +149,52 @@ def test_a_folder_of_no_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def decode(address):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+
+
+def test_reconstructions(tmp_path):
+    folder = tmp_path / "reconstructions"
+    tiles = [random_picture(seed) for seed in range(4)]
+    gap = np.full((48, GAP, 3), 255, np.uint8)
+    joined = [part for tile in tiles for part in (tile, gap)][:-1]
+    for epoch in range(40):
+        line = {"file": f"epoch-{epoch}.png", "key": "val/reconstructions", "epoch": epoch}
+        line |= {"step": epoch, "tiles": 4, "index": 0, "image": "photo 0", "psnr": 10 + epoch}
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.concatenate(joined, 1)).save(folder / line["file"])
+        with (folder / "images.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"borrowed": True, "mask_share": 0.75}) + "\n")
+    _, data = read_page(write_report(tmp_path))
+    (group,) = data["reconstructions"]
+    epochs = [stop["epoch"] for stop in group["stops"]]
+    assert len(epochs) == 24 and epochs[0] == 0 and epochs[-1] == 39
+    (image,) = group["images"]
+    assert [made["psnr"] for made in image["made"]] == [10 + epoch for epoch in epochs]
+    shown = [image["masked"], image["made"][0]["picture"], image["original"]]
+    for address, tile in zip(shown, [tiles[0], tiles[2], tiles[3]], strict=True):
+        assert np.abs(decode(address).astype(int) - tile).mean() < 8  # compressed
+    assert "25%" in group["about"] and "mean and contrast" in group["about"]
+
+
+def test_figures_of_explain(run):
+    folder = run / "cats"
+    folder.mkdir()
+    Image.fromarray(random_picture(0)).save(folder / "figure.png")
+    facts = [{"model": "resnet34", "method": "gradcam"}, {"model": "vgg16", "method": "gradcam"}]
+    (folder / "explain.json").write_text(json.dumps(facts))
+    _, data = read_page(write_report(run))
+    assert [figure["title"] for figure in data["figures"]] == ["cats: resnet34, vgg16; gradcam"]
+    assert decode(data["figures"][0]["picture"]).shape == (48, 64, 3)
+
+
+def test_alarms(run):
+    line = {"epoch": 1, "step": 19, "title": "shortcut", "text": EVIL}
+    (run / "gradcam" / "alarms.jsonl").write_text(json.dumps(line) + "\n")
+    text, data = read_page(write_report(run))
+    assert data["alarms"] == [line] and EVIL not in text
+
+
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
 def browser(request, tmp_path):
     """Opens a page in headless Chromium; gives its document after `script` ran."""
@@ -204,7 +250,7 @@ def test_a_browser_draws_the_overlays_that_litcam_draws(run, browser):
     assert found["captions"][0] == "catwrong: dog 0.50cat 0.25, max " + short(data)
     for number, canvas in enumerate(found["canvases"]):
         image = data["heatmaps"][0]["images"][number]
-        photo = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["photo"].split(",")[1]))))
+        photo = decode(image["photo"])
         maps = np.random.default_rng(1 + 100 * number).random(GRIDS["predicted"], np.float32)
         heat = scale_maps(torch.from_numpy(maps), photo.shape[:2]).numpy()
         drawn = np.array(canvas["pixels"], np.uint8).reshape(*photo.shape[:2], 4)[..., :3]
