@@ -149,9 +149,9 @@ def find_callbacks(way: str, name: str, network: nn.Module) -> list[pl.Callback]
         case "GradCAM(), first validation":
             return [GradCAM()]
         case "GradCAM()":
-            return [GradCAM(target_layer=LAYERS[name])]
+            return [GradCAM(target_layer=f"network.{LAYERS[name]}")]
         case "GradCAM(metrics=())":
-            return [GradCAM(target_layer=LAYERS[name], metrics=(), indices=range(8))]
+            return [GradCAM(target_layer=f"network.{LAYERS[name]}", metrics=(), indices=range(8))]
     return [SecondPass(find_peer(way, name, network))]
 
 
