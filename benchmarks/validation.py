@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning.pytorch as pl
 import timm
@@ -123,7 +124,9 @@ def find_peer(way: str, name: str, network: nn.Module) -> Explain:
     if way.startswith("torchcam"):
         from torchcam.methods import GradCAM as TorchCAM
 
-        kwargs = {"reshape_transform": TRANSFORMS[name]} if name in TRANSFORMS else {}
+        kwargs: dict[str, Any] = {}
+        if name in TRANSFORMS:
+            kwargs["reshape_transform"] = TRANSFORMS[name]
 
         def torchcam(images: Tensor, labels: Tensor) -> Tensor:
             with TorchCAM(network, layer, **kwargs) as extractor:
