@@ -130,6 +130,11 @@ def peak_of_one_call(name: str, method: str, batch: int) -> float:
     return (peak * 1024 - loaded) / 2**20
 
 
+def describe_machine() -> str:
+    """Where a figure comes from."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+
+
 def main() -> None:
     """Prints the table as Markdown and saves it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,7 +147,7 @@ def main() -> None:
     if options.memory:
         print(peak_of_one_call(options.models[0], options.memory, options.batch))
         return
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    machine = describe_machine()
     print(
         f"batch of {options.batch} at 224, float32, at least {options.rounds} rounds; {machine}\n"
     )

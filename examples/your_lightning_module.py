@@ -3,6 +3,7 @@
     python examples/your_lightning_module.py IMAGE_FOLDER
 
 IMAGE_FOLDER holds `train/<class>` and `val/<class>`. The only line about litcam is the callback.
+Afterwards `litcam report lightning_logs/version_0` puts the run on one page.
 """
 
 import sys
@@ -12,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 import torchvision
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -42,7 +44,7 @@ class YourModule(pl.LightningModule):
 
 
 def main(folder: Path, max_epochs: int = 2, image_size: int = 128) -> None:
-    """Trains on `folder`; heatmaps appear in `gradcam/` after every epoch."""
+    """Trains on `folder`; heatmaps appear in `lightning_logs/version_0/gradcam` at every epoch."""
     transform = v2.Compose(
         [
             v2.ToImage(),
@@ -55,7 +57,7 @@ def main(folder: Path, max_epochs: int = 2, image_size: int = 128) -> None:
         torchvision.datasets.ImageFolder(str(folder / split), transform)
         for split in ("train", "val")
     )
-    trainer = pl.Trainer(max_epochs=max_epochs, logger=False, callbacks=[GradCAM()])
+    trainer = pl.Trainer(max_epochs=max_epochs, logger=CSVLogger("."), callbacks=[GradCAM()])
     trainer.fit(
         YourModule(len(train.classes)),
         DataLoader(train, 32, shuffle=True, drop_last=True),

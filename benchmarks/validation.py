@@ -1,0 +1,235 @@
+"""What explaining a whole validation costs, through Lightning: litcam beside a second pass.
+
+    python benchmarks/validation.py                         # ResNet-34 and Swin-B, as a table
+    python benchmarks/validation.py --models resnet34 vit_base_patch16_224 --rounds 3
+
+Images, labels and masks lie in memory, so that loading costs next to nothing. Every way validates
+all of them; times are of `trainer.validate`, with what a callback computes, draws and writes at
+its end. All ways run in one process, interleaved, and the figures are medians of the rounds'
+ratios to the plain validation of the same round. The ways:
+
+- GradCAM(): every image explained, pointing game, energy inside, sparseness, drift and blank maps
+  of all of them, pictures of eight. The layer is named; a run that looks for it does so once, in
+  its first validation, which is the second column.
+- GradCAM(metrics=()): only the eight shown images, which lie in the first batch here. That is one
+  of a few batches; of a validation of thousands it is next to nothing.
+- the peers, in a callback of their own that explains each batch again after the validation step,
+  with the same pointing game and energy inside of their maps, and no pictures. A peer's hooks are
+  on only for its own forward. They come with `pip install -e ".[dev]"`.
+"""
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning.pytorch as pl
+import timm
+import torch
+import torch.nn.functional as F
+from cam import LAYERS, TRANSFORMS, describe_machine
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from litcam.callbacks import GradCAM
+from litcam.explain import EnergyInside, PointingGame
+
+Explain = Callable[[Tensor, Tensor], Tensor]
+WAYS = (
+    "plain",
+    "GradCAM(), first validation",
+    "GradCAM()",
+    "GradCAM(metrics=())",
+    "torchcam in a second pass",
+    "pytorch-grad-cam in a second pass",
+)
+
+
+class InMemory(Dataset[dict[str, Tensor]]):
+    """Noise with random labels and rectangles as masks; gives whole batches."""
+
+    def __init__(self, num_images: int, image_size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shape = num_images, 3, image_size, image_size
+        self.images = torch.randn(shape, generator=generator)
+        self.labels = torch.randint(1000, (num_images,), generator=generator)
+        self.masks = torch.zeros(num_images, image_size, image_size, dtype=torch.bool)
+        places = torch.randint(image_size // 2, (num_images, 2), generator=generator)
+        for mask, (y, x) in zip(self.masks, places.tolist(), strict=True):
+            mask[y : y + image_size // 3, x : x + image_size // 3] = True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The images of a batch, as `DataLoader` asks for them."""
+        index = torch.tensor(indices)
+        named = {"image": self.images, "label": self.labels, "mask": self.masks}
+        return {**{name: values[index] for name, values in named.items()}, "index": index}
+
+
+class Validated(pl.LightningModule):
+    """Loss and accuracy of a network, as anybody has them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """One forward."""
+        logits, labels = self.network(batch["image"]), batch["label"]
+        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+        right = (logits.argmax(1) == labels).float().mean()
+        self.log("val/acc1", right, batch_size=len(labels))
+
+
+class SecondPass(pl.Callback):
+    """Explains each batch once more with `explain(images, labels)`, and measures its maps."""
+
+    def __init__(self, explain: Explain) -> None:
+        self.explain = explain
+        self.metrics = {"pointing_game": PointingGame(), "energy_inside": EnergyInside()}
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leaves inference mode, whose tensors autograd refuses."""
+        with torch.inference_mode(False), torch.enable_grad():
+            maps = self.explain(batch["image"].clone(), batch["label"].clone())
+        for metric in self.metrics.values():
+            metric.update(maps, batch["mask"])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs and begins anew."""
+        for name, metric in self.metrics.items():
+            pl_module.log(f"val/gradcam/{name}", metric.compute())
+            metric.reset()
+
+
+def find_peer(way: str, name: str, network: nn.Module) -> Explain:
+    """A peer's Grad-CAM of a batch, `(batch, h, w)`, at its fastest."""
+    layer = network.get_submodule(LAYERS[name])
+    if way.startswith("torchcam"):
+        from torchcam.methods import GradCAM as TorchCAM
+
+        kwargs: dict[str, Any] = {}
+        if name in TRANSFORMS:
+            kwargs["reshape_transform"] = TRANSFORMS[name]
+
+        def torchcam(images: Tensor, labels: Tensor) -> Tensor:
+            with TorchCAM(network, layer, **kwargs) as extractor:
+                return extractor(labels.tolist(), network(images))[0]
+
+        return torchcam
+    from pytorch_grad_cam import GradCAM as PytorchGradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def pytorch_grad_cam(images: Tensor, labels: Tensor) -> Tensor:
+        targets = [ClassifierOutputTarget(label) for label in labels.tolist()]
+        with PytorchGradCAM(network, [layer], reshape_transform=TRANSFORMS.get(name)) as cam:
+            return torch.from_numpy(cam(images, targets))
+
+    return pytorch_grad_cam
+
+
+def find_callbacks(way: str, name: str, network: nn.Module) -> list[pl.Callback]:
+    """What the trainer gets to explain its validation in this way."""
+    match way:
+        case "plain":
+            return []
+        case "GradCAM(), first validation":
+            return [GradCAM()]
+        case "GradCAM()":
+            return [GradCAM(target_layer=f"network.{LAYERS[name]}")]
+        case "GradCAM(metrics=())":
+            return [GradCAM(target_layer=f"network.{LAYERS[name]}", metrics=(), indices=range(8))]
+    return [SecondPass(find_peer(way, name, network))]
+
+
+def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """For each way the ratio to the plain validation, its seconds, and what it measured."""
+    network = timm.create_model(name)
+    module = Validated(network)
+    data = InMemory(options.batch * options.batches, options.image_size)
+    loader = DataLoader(data, options.batch, collate_fn=lambda batch: batch)
+    trainers = {
+        way: pl.Trainer(
+            default_root_dir=folder / str(number),
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=find_callbacks(way, name, network),
+        )
+        for number, way in enumerate(WAYS)
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    logged: dict[str, dict[str, float]] = {}
+    for _ in range(options.rounds + 1):
+        for way, trainer in trainers.items():
+            start = time.perf_counter()
+            (values,) = trainer.validate(module, loader, verbose=False)
+            seconds[way].append(time.perf_counter() - start)
+            logged[way] = {key: float(value) for key, value in values.items()}
+    if missing := [way for way in WAYS[1:3] if "val/gradcam/energy_inside" not in logged[way]]:
+        raise RuntimeError(f"{missing} explained nothing")
+    # The first round is a warm-up.
+    pairs = {way: list(zip(seconds[way], seconds["plain"], strict=True))[1:] for way in WAYS}
+    return {
+        way: {
+            "ratio": median(time / plain for time, plain in pairs[way]),
+            "seconds": median(time for time, _ in pairs[way]),
+            **logged[way],
+        }
+        for way in WAYS
+    }
+
+
+def main() -> None:
+    """Prints the table as Markdown and saves it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=["resnet34", "swin_base_patch4_window7_224"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--image_size", type=int, default=224, help="another one: CNNs only")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/validation.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Random weights give maps of nothing now and then, which is said in a line each time.
+    logging.getLogger("lightning.pytorch.callbacks.litcam").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    print(
+        f"{options.batches} batches of {options.batch} at {options.image_size}, float32, "
+        f"{options.threads} threads, {options.rounds} rounds; {describe_machine()}\n"
+    )
+    print("| model | plain (s) | " + " | ".join(f"{way} (×)" for way in WAYS[1:]) + " |")
+    print("|" + "---|" * (len(WAYS) + 1))
+    results = {}
+    with TemporaryDirectory() as folder:
+        for name in options.models:
+            times = results[name] = time_model(name, options, Path(folder) / name)
+            cells = [f"{times[way]['ratio']:.2f}" for way in WAYS[1:]]
+            row = [name, f"{times['plain']['seconds']:.2f}", *cells]
+            print("| " + " | ".join(row) + " |", flush=True)
+    machine = describe_machine()
+    options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
