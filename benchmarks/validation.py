@@ -173,9 +173,9 @@ def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str
             enable_model_summary=False,
             callbacks=find_callbacks(way, name, network),
         )
-        for number, way in enumerate(WAYS)
+        for number, way in enumerate(options.ways)
     }
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in options.ways}
     logged: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds + 1):
         for way, trainer in trainers.items():
@@ -186,14 +186,14 @@ def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str
     if missing := [way for way in WAYS[1:3] if "val/gradcam/energy_inside" not in logged[way]]:
         raise RuntimeError(f"{missing} explained nothing")
     # The first round is a warm-up.
-    pairs = {way: list(zip(seconds[way], seconds["plain"], strict=True))[1:] for way in WAYS}
+    pairs = {way: list(zip(seconds[way], seconds["plain"], strict=True))[1:] for way in seconds}
     return {
         way: {
             "ratio": median(time / plain for time, plain in pairs[way]),
             "seconds": median(time for time, _ in pairs[way]),
             **logged[way],
         }
-        for way in WAYS
+        for way in seconds
     }
 
 
@@ -207,7 +207,9 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224, help="another one: CNNs only")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/validation.json"))
+    parser.add_argument("--without_peers", action="store_true")
     options = parser.parse_args()
+    options.ways = WAYS[:4] if options.without_peers else WAYS
     torch.set_num_threads(options.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Random weights give maps of nothing now and then, which is said in a line each time.
@@ -218,13 +220,13 @@ def main() -> None:
         f"{options.batches} batches of {options.batch} at {options.image_size}, float32, "
         f"{options.threads} threads, {options.rounds} rounds; {describe_machine()}\n"
     )
-    print("| model | plain (s) | " + " | ".join(f"{way} (×)" for way in WAYS[1:]) + " |")
-    print("|" + "---|" * (len(WAYS) + 1))
+    print("| model | plain (s) | " + " | ".join(f"{way} (×)" for way in options.ways[1:]) + " |")
+    print("|" + "---|" * (len(options.ways) + 1))
     results = {}
     with TemporaryDirectory() as folder:
         for name in options.models:
             times = results[name] = time_model(name, options, Path(folder) / name)
-            cells = [f"{times[way]['ratio']:.2f}" for way in WAYS[1:]]
+            cells = [f"{times[way]['ratio']:.2f}" for way in options.ways[1:]]
             row = [name, f"{times['plain']['seconds']:.2f}", *cells]
             print("| " + " | ".join(row) + " |", flush=True)
     machine = describe_machine()

@@ -22,6 +22,7 @@ log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 MIN_IMAGES = 50
 # How far below chance, or below an earlier epoch, the maps have to be on the objects.
 BELOW_CHANCE, BELOW_EARLIER = 0.95, 0.67
+MOST_BLANK, ALL_BLANK = 0.5, 0.95
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Alarms:
     less than a map without any preference would; or while accuracy rose they have left the objects
     by a third, both in their sum and in their peaks (a sum alone also falls where maps grow wider,
     as they do in honest training). Right answers then come from something else in the image.
-    *Blank maps*: more than half of the maps are all zero or constant, or any is not finite.
+    *Blank maps*: any is not finite; or more than half are all zero or constant, of a network that
+    has learned something, or nearly all of any other.
 
     Neither is a proof: look at the pictures.
     """
@@ -155,7 +157,11 @@ def _noise(now: Measured) -> float:
 
 
 def _blank(now: Measured) -> Alarm | None:
-    if sum(now.blank.values()) <= 0.5 and not now.blank.get("not finite"):
+    share, broken = sum(now.blank.values()), now.blank.get("not finite", 0.0)
+    # What has learned nothing yet may have no positive evidence for most classes.
+    unlearned = now.accuracy < now.guessing + _noise(now)
+    many = now.num_images >= MIN_IMAGES and share > (ALL_BLANK if unlearned else MOST_BLANK)
+    if not many and not broken:
         return None
     kinds = [f"{100 * share:.3g}% {kind}" for kind, share in now.blank.items() if share]
     return Alarm("blank maps", f"of {now.num_images} maps {', '.join(kinds)}: nothing to see there")

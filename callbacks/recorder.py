@@ -106,13 +106,18 @@ class Recorder:
 
     @staticmethod
     def _find_layer(inside: nn.Module, name: str) -> nn.Module:
-        """The layer by its name in the network, or in the one part that has such a layer."""
+        """The layer by its name in the network, or in the outermost part that has such a layer."""
         try:
             return find_module(inside, name)[1]
         except ValueError:
-            found = [layer for part in inside.modules() if (layer := _get_layer(part, name))]
-            if len(set(found)) == 1:
-                return found[0]
+            depths: dict[nn.Module, int] = {}
+            for path, part in inside.named_modules():
+                if (layer := _get_layer(part, name)) is not None:
+                    depths.setdefault(layer, len(path.split(".")))
+            # `norm` of a Swin, and not of its downsamplings.
+            nearest = [at for at, depth in depths.items() if depth == min(depths.values())]
+            if len(nearest) == 1:
+                return nearest[0]
             raise
 
 

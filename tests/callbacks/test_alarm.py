@@ -72,22 +72,30 @@ def test_what_is_no_shortcut(course, facts):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "words"),
+    ("kinds", "accuracy", "words"),
     [
-        ((0.001, 0.1, 0.0), ["0.1% not finite", "10% all zero"]),
-        ((0.0, 0.6, 0.0), ["60% all zero"]),
-        ((0.0, 0.3, 0.3), ["30% constant"]),
-        ((0.0, 0.5, 0.0), None),
+        ((0.001, 0.1, 0.0), 0.5, ["0.1% not finite", "10% all zero"]),
+        ((0.0, 0.6, 0.0), 0.5, ["60% all zero"]),
+        ((0.0, 0.6, 0.0), nan, ["60% all zero"]),  # no labels
+        ((0.0, 0.3, 0.3), 0.5, ["30% constant"]),
+        ((0.0, 0.5, 0.0), 0.5, None),
+        ((0.0, 0.9, 0.0), 0.13, None),  # it has learned nothing yet
+        ((0.0, 0.99, 0.0), 0.13, ["99% all zero"]),
     ],
 )
-def test_blank_maps(kinds, words):
+def test_blank_maps(kinds, accuracy, words):
     blank = dict(zip(FINE, kinds, strict=True))
-    alarms = Alarms().check(measured(0, 0.5, 0.4, 0.8, blank=blank))
+    alarms = Alarms().check(measured(0, accuracy, 0.4, 0.8, blank=blank))
     if words is None:
         assert not alarms
     else:
         assert [alarm.title for alarm in alarms] == ["blank maps"]
         assert all(word in alarms[0].text for word in words)
+
+
+def test_a_few_blank_maps_are_no_alarm():
+    blank = {"not finite": 0.0, "all zero": 0.9, "constant": 0.0}
+    assert not Alarms().check(measured(0, 0.5, 0.4, 0.8, images=20, blank=blank))
 
 
 def test_a_resumed_run_remembers():

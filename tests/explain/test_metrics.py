@@ -320,6 +320,7 @@ def test_the_registry_makes_metrics_and_says_what_they_cost():
         "pointing_game": 0,
         "energy_inside": 0,
         "sparseness": 0,
+        "blank_maps": 0,
         "drift": 0,
         "average_drop": 1,
         "increase": 1,
