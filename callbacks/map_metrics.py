@@ -113,8 +113,8 @@ class MapMetrics:
                     values[name] = float(result[key] if key else result)
                 if isinstance(metric, PointingGame | EnergyInside):
                     values[f"{names[0]}_chance"] = float(metric.chance)
-            # Flat maps are counted by `blank_maps`, and said where somebody asked.
-            told = self._asked or self._entries[names[0]].needs == "region"
+            # By default only what has no object: flat maps are counted by `blank_maps`.
+            told = self._asked or isinstance(metric, PointingGame)
             if metric.num_skipped and told and names[0] not in self._told:
                 self._told.add(names[0])
                 total = metric.num_skipped + metric.num_measured

@@ -121,3 +121,16 @@ def test_two_callbacks_keep_their_states_apart(tmp_path):
     states = {key: state for key, state in stored.items() if key.startswith("GradCAM")}
     assert len(states) == 2 and any("layercam" in key for key in states)
     assert all(len(state["history"]) == 1 for state in states.values())
+
+
+class WithoutObject(SyntheticDataModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return {**batch, "mask": batch["mask"] & (batch["index"] != 3)[:, None, None]}
+
+
+def test_an_image_without_an_object_is_said_once(tmp_path, caplog):
+    data = WithoutObject(64, 48, num_classes=4, image_size=32, batch_size=16)
+    fit(tmp_path, GradCAM(2), data=data, epochs=2)
+    (line,) = (text for text in caplog.messages if "leaves" in text)
+    assert "leaves 1 of 48 images out of pointing_game: no object" in line

@@ -107,7 +107,8 @@ def test_fast_dev_run_leaves_nothing(litcam, tmp_path):
 def test_the_demo_says_where_its_pictures_are(litcam, tmp_path):
     small = ["--data.num_train", "64", "--data.num_val", "32", "--trainer.max_epochs", "1"]
     out, _ = litcam("demo", *small, "--trainer.enable_progress_bar", "false")
-    *_, picture, place, _ = out.strip().splitlines()
+    *_, picture, place, page, _ = out.strip().splitlines()
+    assert (tmp_path / page.removeprefix("The whole run on one page: ")).is_file()
     assert (tmp_path / picture.removeprefix("Where it looks: ")).is_file()
     assert (tmp_path / place.removeprefix("Show the run: wandb leet ")).is_dir()
     # First it was pretrained, in a run of its own.

@@ -436,7 +436,7 @@ def run_two_ranks(root: str) -> None:
     Path(root, f"rank{trainer.global_rank}.json").write_text(json.dumps(report))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_with_unequal_numbers_of_batches_see_everything_once(tmp_path):
     # 33 validation images are 17 and 16 for two ranks: 2 batches of 16 and 1.
     write_tree(tmp_path, train=17, val=16)

@@ -118,7 +118,9 @@ def test_eval_pixels_are_timms_on_real_photos(real_photos, backbone):
 @pytest.mark.filterwarnings(  # timm's reader leaves files to the garbage collector
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    "interpolation", ["bicubic", pytest.param("bilinear", marks=pytest.mark.long)]
+)
 def test_a_network_decides_as_on_timms_own_loader(real_photos, tmp_path, interpolation):
     """Of random weights, so that its margins are smaller than those of any trained one."""
     config = DataConfig(IMAGENET_MEAN, IMAGENET_STD, 0.875, interpolation)
