@@ -1,6 +1,7 @@
 """timm models: made by name, frozen in part, and suited to the data and the machine."""
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ def create_backbone(
 ) -> nn.Module:
     """Make a timm model; options that are None are left at the model's own default.
 
+    One that is 0 is left out where the model does not have it.
+
     Raises:
         ValueError: if timm does not know the name, the model does not take an option, or the
             pretrained weights cannot be had.
@@ -38,6 +41,11 @@ def create_backbone(
         with quiet_resampling():
             return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **given)
     except TypeError as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        # What a network has not is off: VGG and DenseNet know no stochastic depth.
+        if refused and given.get(refused[1]) == 0:
+            options = {key: value for key, value in given.items() if key != refused[1]}
+            return create_backbone(name, num_classes, pretrained=pretrained, **options)
         raise ValueError(f"backbone {name} cannot be made with {given}: {error}") from None
     except Exception as error:
         if not pretrained:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 
+from litcam.lightning_modules.backbones import create_backbone
 from litcam.train import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -42,6 +44,14 @@ def test_a_file_parses_and_is_short(resolve, config):
     last = found["trainer"]["callbacks"][-1]
     assert last["class_path"] == f"litcam.callbacks.{shows}"
     assert len((CONFIGS / config).read_text().splitlines()) <= 16
+
+
+@pytest.mark.parametrize("config", [name for name in EXPERIMENTS if "finetune" in name])
+def test_its_network_can_be_made(resolve, config):
+    found = resolve(config)["model"]["init_args"]
+    options = {name: found[name] for name in ("drop_rate", "drop_path_rate")}
+    with torch.device("meta"):
+        create_backbone(found["backbone"], 5, **options, **(found["backbone_args"] or {}))
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

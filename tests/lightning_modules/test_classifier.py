@@ -354,3 +354,9 @@ def test_class_order_is_held_against_the_pretrained_head(recwarn):
     swapped = [*synsets[:3], synsets[4], synsets[3], *synsets[5:]]
     with pytest.warns(UserWarning, match=r"class 3 for 'n01491361' \(tiger shark.*'n01494475'"):
         warn_of_class_order(backbone, swapped)
+
+
+def test_an_option_that_is_off_is_left_out_where_the_network_has_none():
+    assert Classifier("vgg11", 2, drop_rate=0.5).backbone.head.drop.p == 0.5
+    with pytest.raises(ValueError, match="unexpected keyword argument 'drop_path_rate'"):
+        Classifier("vgg11", 2, drop_path_rate=0.1)
