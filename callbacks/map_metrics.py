@@ -40,12 +40,13 @@ class MapMetrics:
         if names is None:
             names = [name for name, entry in METRICS.items() if not entry.forwards_per_image]
         self._entries = {name: find_metric(name) for name in dict.fromkeys(names)}
-        self._right, self._blank = RightAnswers(), BlankMaps()
         self._facts: dict[str, Any] = {}
         self._metrics: dict[Callable[[], ImageMean], ImageMean] = {}
         for entry in self._entries.values():
             if entry.make not in self._metrics:
                 self._metrics[entry.make] = entry.make()
+        self._right, asked = RightAnswers(), self._metrics.get(BlankMaps)
+        self._blank = asked if isinstance(asked, BlankMaps) else BlankMaps()
         self._told: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -75,7 +76,8 @@ class MapMetrics:
         """
         device, given, lacking = _find_inputs(cam, batch)
         self._right.to(device).update(*given["answers"])
-        self._blank.to(device).update(*given[""])
+        if BlankMaps not in self._metrics:
+            self._blank.to(device).update(*given[""])
         # The rest needs no gradient, and shall not come on top of the graph's memory.
         cam.release()
         problems = []
@@ -120,8 +122,9 @@ class MapMetrics:
                 total = metric.num_skipped + metric.num_measured
                 line = f"leaves {metric.num_skipped} of {total} images out of {{}}: {metric.skips}"
                 left_out.setdefault(line, []).extend(names)
-            metric.reset()
         self._facts = self._find_facts(values, device)
+        for metric in (*self._metrics.values(), self._right, self._blank):
+            metric.reset()
         return values, [line.format(", ".join(names)) for line, names in left_out.items()]
 
     def summarise(self, epoch: int) -> Measured | None:
@@ -132,7 +135,7 @@ class MapMetrics:
         """What the alarm wants to know. A collective."""
         accuracy = float(_compute(self._right, device))
         _compute(self._blank, device)
-        facts = {
+        return {
             "num_images": self._blank.num_measured,
             "accuracy": accuracy,
             "guessing": self._right.guessing,
@@ -141,9 +144,6 @@ class MapMetrics:
             "pointing_game": values.get("pointing_game", nan),
             "blank": self._blank.kinds,
         }
-        self._right.reset()
-        self._blank.reset()
-        return facts
 
     def _names(self, make: Callable[[], ImageMean]) -> list[str]:
         return [name for name, entry in self._entries.items() if entry.make is make]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explain.guided import one_class
-from litcam.explain.methods import METHODS, SLOW_METHODS
+from litcam.explain.methods import METHODS, SLOW_METHODS, find_method
 from litcam.explain.networks import (
     copy_inference,
     evaluating,
@@ -124,9 +123,7 @@ def _check(method: str) -> None:
             f"method {method!r} is not slow: use litcam.explain.CAM, or one of "
             f"{', '.join(SLOW_METHODS)}"
         )
-    names = [*SLOW_METHODS, *METHODS]
-    near = get_close_matches(method, names, n=3) or sorted(names)
-    raise ValueError(f"method {method!r} is unknown; did you mean {', '.join(near)}?")
+    find_method(method)
 
 
 @contextmanager

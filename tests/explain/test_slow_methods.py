@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from bystander import images, state
 from einops import einsum
 from pytorch_grad_cam import AblationCAM, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -37,28 +38,6 @@ def make(family):
     torch.manual_seed(0)
     name, options = SMALL[family]
     return timm.create_model(name, num_classes=5, **options).eval()
-
-
-def images():
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-def state(network):
-    """All that must be as before."""
-    return {
-        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "modules": [(name, id(module)) for name, module in network.named_modules()],
-        "training": [module.training for module in network.modules()],
-        "hooks": [
-            len(hooks)
-            for m in network.modules()
-            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
-        ],
-        "requires grad": [p.requires_grad for p in network.parameters()],
-        "grad": [id(p.grad) for p in network.parameters()],
-        "values": [(id(v), v._version) for v in network.state_dict(keep_vars=True).values()],
-        "rng": torch.get_rng_state().tolist(),
-    }
 
 
 def by_peer(kind, network, layer, reshape):
