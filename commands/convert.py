@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _page() -> str:
-    from litcam.datamodules.conversion.sources import LAYOUTS
+    from litcam.datamodules.convert.sources import LAYOUTS
 
     layouts = "\n".join(f"  {name:22}{layout}" for name, layout in LAYOUTS.items())
     return PAGE.format(layouts=layouts, workers=_num_workers())
@@ -96,7 +96,7 @@ def _num_workers() -> int:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from litcam.datamodules import conversion
+    from litcam.datamodules import convert as conversion
 
     if options.short_side:
         print(
@@ -123,7 +123,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _check(root: Path) -> None:
-    from litcam.datamodules.conversion import manifest
+    from litcam.datamodules.convert import manifest
 
     sizes = manifest.read_manifest(root)["splits"].values()
     total = sum(chunk["num_bytes"] for about in sizes for chunk in about["chunks"])

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from litcam.commands.explain_options import name_photos, parse
 from litcam.commands.explain_results import Results
 from litcam.commands.explained_models import Model, load_model, name_models
-from litcam.datamodules.images import decode
-from litcam.datamodules.transforms import eval_transform, normalize
+from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.pixels.transforms import eval_transform, normalize
 from litcam.explain.comparison import Cell, explain_photo
 from litcam.explain.figures import Picture, enlarge
 from litcam.explain.methods import CLASS_FREE, METHODS, SLOW_METHODS

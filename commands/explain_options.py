@@ -12,7 +12,7 @@ import yaml
 from litcam.commands import errors
 from litcam.commands.config_files import find_configs
 from litcam.commands.options import OptionParser
-from litcam.datamodules.layouts import is_image
+from litcam.datamodules.sources.layouts import is_image
 from litcam.explain.methods import METHODS, SLOW_METHODS
 
 Key = TypeVar("Key")

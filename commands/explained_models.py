@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
-from litcam.datamodules.folders import readable_names
-from litcam.datamodules.transforms import DataConfig, data_config
+from litcam.datamodules.pixels.transforms import DataConfig, data_config
+from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 # Imported so that configs can name these classes without their path.
 import litcam.callbacks
-import litcam.datamodules
 import litcam.lightning_modules  # noqa: F401
 from litcam.commands import help_page, run_folder
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
@@ -23,6 +22,7 @@ from litcam.commands.parser import Parser
 from litcam.commands.predictions import PredictionsFile
 from litcam.commands.summary import describe, report, summarise
 from litcam.commands.versions import keep_versions
+from litcam.datamodules import ImageNetDataModule, SyntheticDataModule  # noqa: F401
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 

@@ -13,12 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from litcam.datamodules.folders import Folders, readable_names
-from litcam.datamodules.image_dataset import ImageDataset
-from litcam.datamodules.loaders import EvalLoader, TrainLoader
-from litcam.datamodules.samplers import EvalSampler, TrainSampler
-from litcam.datamodules.shards import Shards, is_sharded
-from litcam.datamodules.transforms import (
+from litcam.datamodules.loading import EvalLoader, TrainLoader
+from litcam.datamodules.order import EvalSampler, TrainSampler
+from litcam.datamodules.pixels.transforms import (
     AutoAugment,
     data_config,
     erase,
@@ -26,6 +23,9 @@ from litcam.datamodules.transforms import (
     normalize,
     train_transform,
 )
+from litcam.datamodules.sources.dataset import ImageDataset
+from litcam.datamodules.sources.folders import Folders, readable_names
+from litcam.datamodules.sources.shards import Shards, is_sharded
 
 
 class ImageNetDataModule(LightningDataModule):

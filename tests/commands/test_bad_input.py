@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from litcam.datamodules.samplers import shuffled
+from litcam.datamodules.order import shuffled
 from litcam.train import main
 
 OPTIONS = {

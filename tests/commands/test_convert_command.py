@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litcam.datamodules.conversion import pipeline
+from litcam.datamodules.convert import pipeline
 from litcam.train import main
 
 

@@ -78,8 +78,8 @@ def test_the_heatmap_is_cams(photo):
     (at,) = record()
     model = load_model("test_resnet", pretrained=False)
     from litcam.commands.explain import _transform
-    from litcam.datamodules.images import decode
-    from litcam.datamodules.transforms import normalize
+    from litcam.datamodules.pixels.decode import decode
+    from litcam.datamodules.pixels.transforms import normalize
 
     image = _transform(model)(decode(Path(photo).read_bytes(), photo))[None]
     with CAM(model.network) as cam, torch.no_grad():

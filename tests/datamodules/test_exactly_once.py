@@ -15,7 +15,7 @@ from PIL import Image
 
 from litcam.callbacks import Coverage
 from litcam.datamodules import ImageNetDataModule
-from litcam.datamodules.conversion import convert
+from litcam.datamodules.convert import convert
 from litcam.lightning_modules import Classifier
 
 COUNT, BATCH = 1003, 16

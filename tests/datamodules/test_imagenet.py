@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DistributedSampler
 
 from litcam.datamodules import ImageNetDataModule
-from litcam.datamodules.folders import readable_names
-from litcam.datamodules.samplers import EvalSampler
+from litcam.datamodules.order import EvalSampler
+from litcam.datamodules.sources.folders import readable_names
 
 SYNSETS = ["n02123045", "n02328150", "n03126707"]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from litcam.datamodules import ImageNetDataModule
-from litcam.datamodules.conversion import convert
-from litcam.datamodules.image_dataset import Draw
+from litcam.datamodules.convert import convert
+from litcam.datamodules.sources.dataset import Draw
 
 COUNT = 12
 

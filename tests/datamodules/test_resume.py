@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from litcam.datamodules.conversion import convert
+from litcam.datamodules.convert import convert
 
 SCRIPT = Path(__file__).with_name("resumed_run.py")
 STEPS = 18  # of 26 images in batches of 4, in 3 epochs

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from litcam.datamodules.image_dataset import Draw, ImageDataset
-from litcam.datamodules.samplers import EvalSampler, Stretch, TrainSampler, remaining, shuffled
+from litcam.datamodules.order import EvalSampler, Stretch, TrainSampler, remaining, shuffled
+from litcam.datamodules.sources.dataset import Draw, ImageDataset
 
 
 class Numbers(ImageDataset):

@@ -9,9 +9,9 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from litcam.datamodules.patterns import PATTERNS, shortcut_side
 from litcam.datamodules.synthetic import SyntheticDataModule
-from litcam.datamodules.synthetic_images import SyntheticImages
+from litcam.datamodules.synthetic.images import SyntheticImages
+from litcam.datamodules.synthetic.patterns import PATTERNS, shortcut_side
 
 # Lightning 2.6 asks torch 2.15 for a class that torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

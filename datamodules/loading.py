@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from litcam.datamodules.image_dataset import Broken
-from litcam.datamodules.samplers import Order, Stretch, TrainSampler
+from litcam.datamodules.order import Order, Stretch, TrainSampler
+from litcam.datamodules.sources.dataset import Broken
 
 __all__ = ["EvalLoader", "TrainLoader", "collate"]
 

@@ -11,7 +11,7 @@ import pytest
 from test_resume import diary, roots, run_on, same_weights
 from test_stores import Moto, set_environment
 
-from litcam.datamodules.conversion import convert
+from litcam.datamodules.convert import convert
 
 pytest.importorskip("moto", reason="moto[server] is not installed: no S3 to test with")
 SCRIPT = Path(__file__).with_name("resumed_run.py")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from litcam.datamodules.image_dataset import ImageDataset
+from litcam.datamodules.sources.dataset import ImageDataset
 
 __all__ = ["Member", "TarSource", "as_stored", "find_members", "number_classes", "read_tar"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from litcam.datamodules.conversion.chunks import (
+from litcam.datamodules.convert.chunks import (
     Chunk,
     Written,
     clear_unfinished,
@@ -19,7 +19,7 @@ from litcam.datamodules.conversion.chunks import (
     replace_text,
     stored,
 )
-from litcam.datamodules.conversion.sources import Source
+from litcam.datamodules.convert.sources import Source
 
 __all__ = ["PLAN", "Plan", "make_plan"]
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from litcam.datamodules.conversion.manifest import FORMAT, MANIFEST
-from litcam.datamodules.image_dataset import ImageDataset
-from litcam.datamodules.prefetch import Prefetcher
-from litcam.datamodules.stores import Store, open_store
+from litcam.datamodules.convert.manifest import FORMAT, MANIFEST
+from litcam.datamodules.remote.prefetch import Prefetcher
+from litcam.datamodules.remote.stores import Store, open_store
+from litcam.datamodules.sources.dataset import ImageDataset
 
 __all__ = ["ShardDataset", "Shards", "is_sharded"]
 

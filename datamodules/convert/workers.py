@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from litcam.datamodules.conversion.chunks import Chunk, Written, write_chunk
-from litcam.datamodules.conversion.sources import Source
+from litcam.datamodules.convert.chunks import Chunk, Written, write_chunk
+from litcam.datamodules.convert.sources import Source
 
 __all__ = ["Settings", "write_chunks"]
 

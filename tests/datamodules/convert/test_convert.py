@@ -10,11 +10,11 @@ from litdata import StreamingDataset
 from PIL import Image
 from test_sources import write_parquet, write_tars
 
-from litcam.datamodules.conversion import convert
-from litcam.datamodules.conversion.manifest import check
-from litcam.datamodules.conversion.sources import open_source
-from litcam.datamodules.folders import FolderDataset
-from litcam.datamodules.images import decode
+from litcam.datamodules.convert import convert
+from litcam.datamodules.convert.manifest import check
+from litcam.datamodules.convert.sources import open_source
+from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.sources.folders import FolderDataset
 
 # About four of the images below.
 SMALL = 4000

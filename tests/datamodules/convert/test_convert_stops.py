@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_convert import SMALL, files, write_tree
 
-from litcam.datamodules.conversion import chunks, convert, pipeline
+from litcam.datamodules.convert import chunks, convert, pipeline
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_it_goes_on_after_a_stop_anywhere(tree, tmp_path, monkeypatch, place):
 
 KILLED = """
 import os, signal, sys
-from litcam.datamodules.conversion import convert
+from litcam.datamodules.convert import convert
 def tick(done, total):
     if 12 <= done < total:
         os.kill(os.getpid(), signal.SIGKILL)

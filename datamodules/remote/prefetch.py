@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Sequence
 
-from litcam.datamodules.remote_stores import RemoteStore
-from litcam.datamodules.stores import Store
+from litcam.datamodules.remote.remote_stores import RemoteStore
+from litcam.datamodules.remote.stores import Store
 
 
 class Prefetcher:

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litcam.datamodules.conversion.chunks import UNFINISHED, replace_text, sync
-from litcam.datamodules.conversion.manifest import (
+from litcam.datamodules.convert.chunks import UNFINISHED, replace_text, sync
+from litcam.datamodules.convert.manifest import (
     MANIFEST,
     expected_files,
     read_manifest,
     write_manifest,
     write_split,
 )
-from litcam.datamodules.conversion.plan import PLAN, Plan, make_plan
-from litcam.datamodules.conversion.sources import Source, open_source
-from litcam.datamodules.conversion.workers import Settings, write_chunks
+from litcam.datamodules.convert.plan import PLAN, Plan, make_plan
+from litcam.datamodules.convert.sources import Source, open_source
+from litcam.datamodules.convert.workers import Settings, write_chunks
 
 __all__ = ["CHUNK_BYTES", "convert"]
 
@@ -44,7 +44,7 @@ def convert(
     """Writes the images of a folder as LitData shards that litcam also reads at random.
 
     Args:
-        src: Folder in one of the layouts of `litcam.datamodules.conversion.sources`.
+        src: Folder in one of the layouts of `litcam.datamodules.convert.sources`.
         dst: Folder to make. Until it is whole, everything is in ``dst.partial``; the same call
             goes on from what is there.
         short_side: Makes larger images smaller, so that their short side is this long.

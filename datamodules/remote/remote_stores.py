@@ -14,8 +14,8 @@ from typing import Any
 import xxhash
 from filelock import FileLock
 
-from litcam.datamodules.stores import Store, find_damage
-from litcam.datamodules.transfers import Getter, explain, make_getter
+from litcam.datamodules.remote.stores import Store, find_damage
+from litcam.datamodules.remote.transfers import Getter, explain, make_getter
 
 KEPT = ("litcam.json", "keys.txt", "samples.npz", "index.json")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

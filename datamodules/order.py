@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
-from litcam.datamodules.image_dataset import Draw, ImageDataset
+from litcam.datamodules.sources.dataset import Draw, ImageDataset
 
 __all__ = ["EvalSampler", "Order", "Stretch", "TrainSampler"]
 

@@ -12,8 +12,8 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
-from litcam.datamodules.image_dataset import ImageDataset
-from litcam.datamodules.layouts import EXTENSIONS, check_known, find_layout, is_image
+from litcam.datamodules.sources.dataset import ImageDataset
+from litcam.datamodules.sources.layouts import EXTENSIONS, check_known, find_layout, is_image
 
 
 class FolderDataset(ImageDataset):

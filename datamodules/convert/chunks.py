@@ -14,8 +14,8 @@ import xxhash
 from torch import Tensor
 from torchvision.transforms import v2
 
-from litcam.datamodules.conversion.sources import Source
-from litcam.datamodules.images import decode
+from litcam.datamodules.convert.sources import Source
+from litcam.datamodules.pixels.decode import decode
 
 __all__ = [
     "Chunk",

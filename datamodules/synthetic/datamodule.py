@@ -13,8 +13,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from litcam.datamodules.patterns import PATTERNS
-from litcam.datamodules.synthetic_images import SyntheticImages
+from litcam.datamodules.synthetic.images import SyntheticImages
+from litcam.datamodules.synthetic.patterns import PATTERNS
 
 __all__ = ["SyntheticDataModule"]
 
@@ -28,9 +28,9 @@ class SyntheticDataModule(pl.LightningDataModule):
     """Patterned objects on photos; the task is to name the pattern. Not real images.
 
     Every image shows one object with a random outline, size, pose and colours on a random crop of
-    one of two photos (see `litcam.datamodules.backgrounds` for their credit), among plain shapes
-    without a pattern. Its class is its pattern; colour says nothing about it. Images are drawn
-    once, from `seed`, and held in memory; train, val and test differ in all but the two photos.
+    one of two photos (see `litcam.datamodules.synthetic.backgrounds` for their credit), among plain
+    shapes without a pattern. Its class is its pattern; colour says nothing about it. Images are
+    drawn once, from `seed`, and held in memory; train, val and test differ in all but the photos.
 
     Args:
         num_train: number of training images.

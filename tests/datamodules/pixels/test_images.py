@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from litcam.datamodules.images import MAX_PIXELS, decode
+from litcam.datamodules.pixels.decode import MAX_PIXELS, decode
 
 HEIGHT, WIDTH = 40, 50
 

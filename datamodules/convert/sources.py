@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from litcam.datamodules.conversion.tars import (
+from litcam.datamodules.convert.tars import (
     NAMES,
     Member,
     TarSource,
@@ -20,8 +20,8 @@ from litcam.datamodules.conversion.tars import (
     number_classes,
     read_tar,
 )
-from litcam.datamodules.folders import FolderDataset
-from litcam.datamodules.layouts import CLS_LOC, VAL_NAMES, find_layout
+from litcam.datamodules.sources.folders import FolderDataset
+from litcam.datamodules.sources.layouts import CLS_LOC, VAL_NAMES, find_layout
 
 __all__ = ["LAYOUTS", "FolderSource", "Source", "TarSource", "open_source"]
 

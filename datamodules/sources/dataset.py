@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from litcam.datamodules.images import decode
+from litcam.datamodules.pixels.decode import decode
 
 __all__ = ["Broken", "Draw", "ImageDataset"]
 

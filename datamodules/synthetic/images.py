@@ -14,8 +14,13 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from litcam.datamodules.backgrounds import load_photos, photo_levels, random_crops, textures
-from litcam.datamodules.patterns import SHORTCUT_COLOURS, draw_images
+from litcam.datamodules.synthetic.backgrounds import (
+    load_photos,
+    photo_levels,
+    random_crops,
+    textures,
+)
+from litcam.datamodules.synthetic.patterns import SHORTCUT_COLOURS, draw_images
 
 __all__ = ["SyntheticImages"]
 

@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, create_transform
 from torchvision.transforms import RandomResizedCrop, v2
 
-from litcam.datamodules.images import decode
-from litcam.datamodules.transforms import (
+from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.pixels.transforms import (
     CropAndFlip,
     DataConfig,
     data_config,

@@ -9,8 +9,8 @@ from zipfile import BadZipFile
 import numpy as np
 import xxhash
 
-from litcam.datamodules.conversion.chunks import Chunk, Written, fingerprint, replace_text, sync
-from litcam.datamodules.conversion.sources import Source
+from litcam.datamodules.convert.chunks import Chunk, Written, fingerprint, replace_text, sync
+from litcam.datamodules.convert.sources import Source
 
 __all__ = ["MANIFEST", "check", "read_manifest", "write_manifest", "write_split"]
 

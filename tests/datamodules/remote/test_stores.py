@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from litcam.datamodules import remote_stores, transfers
-from litcam.datamodules.prefetch import Prefetcher
-from litcam.datamodules.stores import open_store
+from litcam.datamodules.remote import remote_stores, transfers
+from litcam.datamodules.remote.prefetch import Prefetcher
+from litcam.datamodules.remote.stores import open_store
 
 KEY = "data/train/chunk-0-0.bin"
 NAME = "train/chunk-0-0.bin"

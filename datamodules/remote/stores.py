@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from litcam.datamodules.transfers import SCHEMES
+from litcam.datamodules.remote.transfers import SCHEMES
 
 
 class Store:
@@ -82,7 +82,7 @@ def open_store(
     if cache_gb is not None and cache_gb <= 0:
         raise ValueError(f"cache_gb must be > 0, got {cache_gb}; leave it out to keep all files")
     # Only here, so that who reads a folder needs nothing of it.
-    from litcam.datamodules.remote_stores import RemoteStore
+    from litcam.datamodules.remote.remote_stores import RemoteStore
 
     return RemoteStore(str(root), f"{scheme}://{rest}", cache_dir, cache_gb)
 

@@ -1,0 +1,1 @@
+"""Files behind an address, and where they are kept."""

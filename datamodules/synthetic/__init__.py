@@ -1,0 +1,5 @@
+"""Generated images with labels, boxes and masks."""
+
+from litcam.datamodules.synthetic.datamodule import SyntheticDataModule
+
+__all__ = ["SyntheticDataModule"]
