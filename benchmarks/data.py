@@ -35,8 +35,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from litcam.datamodules import ImageNetDataModule
+from litcam.datamodules.pixels.data_config import data_config
 from litcam.datamodules.pixels.decode import decode
-from litcam.datamodules.pixels.transforms import data_config
 
 SIZE, CONFIG = 224, data_config("")  # ImageNet's mean and std, bicubic
 FIRST, CEILING = "ImageFolder, PIL, floats", "decoding alone"

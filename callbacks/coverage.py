@@ -1,4 +1,4 @@
-"""How many images an epoch really showed: each of them, some twice, or some never."""
+"""How many images an epoch really trained: each of them, some twice, or some never."""
 
 from typing import Any
 
@@ -31,19 +31,23 @@ class Coverage(Callback):
         self._counts: dict[str, Tensor] = {}
         self._expected: dict[str, int] = {}
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        """Counts a batch; of an epoch that was resumed, also what was shown before."""
-        if "train" not in self._counts and self._count("train", batch, trainer.train_dataloader):
-            sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
-            if trainer.is_global_zero and hasattr(sampler, "taken"):
-                self._counts["train"][torch.as_tensor(sampler.taken())] += 1
-            return
-        self._count("train", batch, trainer.train_dataloader)
+        """Counts a batch that was trained; of an epoch that was resumed, also those before."""
+        self._count("train", batch, trainer.train_dataloader, here=trainer.is_global_zero)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of training."""
+        loader: Any = trainer.train_dataloader
+        if "train" not in self._counts and hasattr(loader, "taken"):
+            # All of it was trained before the run was resumed.
+            self._begin("train", loader, pl_module.device, here=trainer.is_global_zero)
         self._log("train", pl_module, limit=trainer.limit_train_batches or 0)
 
     def on_validation_batch_start(
@@ -58,28 +62,35 @@ class Coverage(Callback):
         loaders = trainer.val_dataloaders
         first = loaders[0] if isinstance(loaders, list | tuple) else loaders
         if dataloader_idx == 0 and not trainer.sanity_checking:
-            self._count("val", batch, first)
+            self._count("val", batch, first, here=False)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of validation."""
         self._log("val", pl_module, limit=trainer.limit_val_batches or 0)
 
-    def _count(self, split: str, batch: Any, loader: Any) -> bool:
+    def _begin(self, split: str, loader: Any, device: torch.device, *, here: bool) -> None:
+        """Begins to count; ``here`` also what was trained before the run was resumed."""
+        dataset = loader.dataset
+        self._expected[split] = len(dataset)
+        while hasattr(dataset, "dataset"):  # a Subset; indices are of what it is a part of
+            dataset = dataset.dataset
+        # One more, for what is no place in it: a GPU would end the run at a wrong index.
+        counts = torch.zeros(len(dataset) + 1, dtype=torch.int32, device=device)
+        if here and hasattr(loader, "taken"):
+            counts[torch.as_tensor(loader.taken(), device=device)] += 1
+        self._counts[split] = counts
+
+    def _count(self, split: str, batch: Any, loader: Any, *, here: bool) -> None:
         index = batch.get("index") if isinstance(batch, dict) else None
-        dataset: Any = getattr(loader, "dataset", None)
-        if not isinstance(index, Tensor) or not hasattr(dataset, "__len__"):
-            return False
+        if not isinstance(index, Tensor) or not hasattr(
+            getattr(loader, "dataset", None), "__len__"
+        ):
+            return
         if split not in self._counts:
-            self._expected[split] = len(dataset)
-            while hasattr(dataset, "dataset"):  # a Subset; indices are of what it is a part of
-                dataset = dataset.dataset
-            # One more, for what is no place in it: a GPU would end the run at a wrong index.
-            size = len(dataset) + 1
-            self._counts[split] = torch.zeros(size, dtype=torch.int32, device=index.device)
+            self._begin(split, loader, index.device, here=here)
         counts = self._counts[split]
         known = index.where((index >= 0) & (index < len(counts) - 1), len(counts) - 1)
         counts.index_add_(0, known, torch.ones_like(known, dtype=torch.int32))
-        return True
 
     def _log(self, split: str, pl_module: pl.LightningModule, *, limit: int | float) -> None:
         counts = self._counts.pop(split, None)

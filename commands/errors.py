@@ -35,8 +35,19 @@ def in_one_line() -> Iterator[None]:
         end(line)
 
 
+def trouble_elsewhere(error: BaseException | None) -> str | None:
+    """What `litcam.callbacks.EndTogether` noted of another process that ended this one."""
+    while error is not None:
+        if notes := getattr(error, "__notes__", []):
+            return str(notes[-1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _find_message(error: BaseException | None) -> str | None:
     """The line to show, or None where the traceback is wanted."""
+    if line := trouble_elsewhere(error):
+        return line
     # LightningCLI wraps what a constructor refuses in an error of its own; the cause counts.
     while error is not None:
         message = " ".join(str(error).split("\n")).strip()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
-from litcam.datamodules.pixels.transforms import DataConfig, data_config
+from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
 

@@ -18,6 +18,7 @@ import litcam.callbacks
 import litcam.lightning_modules  # noqa: F401
 from litcam.commands import help_page, run_folder
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
+from litcam.commands.errors import end, trouble_elsewhere
 from litcam.commands.parser import Parser
 from litcam.commands.predictions import PredictionsFile
 from litcam.commands.summary import describe, report, summarise
@@ -146,10 +147,12 @@ def run(args: Sequence[str]) -> None:
             parser_kwargs=dict.fromkeys(SUBCOMMANDS, parser),
             args=words,
         )
-    except BaseException:
+    except BaseException as error:
         # Ctrl-C as well: Lightning has made an exit of it, and saved last.ckpt.
         if args[0] == "fit" and (line := run_folder.how_to_go_on(SaveConfig.folder, args)):
             _say_how_to_go_on(line)
+        if isinstance(error, SystemExit) and (reason := trouble_elsewhere(error)):
+            end(reason)
         raise
 
 
@@ -169,6 +172,7 @@ def _calm_console() -> None:
         "args parameter",
         "logging interval",
         "The dirpath has changed",
+        "images_(unique|repeated|missing)",  # `Coverage` has added them up itself
     ):
         warnings.filterwarnings("ignore", f".*{message}.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -1,8 +1,7 @@
 """ImageNetDataModule: photos with class labels, wherever they lie, for any timm network."""
 
-import os
 import random
-import warnings
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,24 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from litcam.datamodules.loading import EvalLoader, TrainLoader
-from litcam.datamodules.order import EvalSampler, TrainSampler
+from litcam.datamodules.loading import EvalLoader, TrainLoader, num_cores
+from litcam.datamodules.order import evaluated
+from litcam.datamodules.pixels.data_config import data_config
 from litcam.datamodules.pixels.transforms import (
-    AutoAugment,
-    data_config,
     erase,
     eval_transform,
     normalize,
     train_transform,
 )
+from litcam.datamodules.processes import BrokenImages, check_alike, check_same
+from litcam.datamodules.progress import Progress, num_steps, run_seed
 from litcam.datamodules.sources.dataset import ImageDataset
 from litcam.datamodules.sources.folders import Folders, readable_names
 from litcam.datamodules.sources.shards import Shards, is_sharded
+
+# Of loaders, made in the same order by all processes.
+_NUMBERS = count()
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -43,8 +44,8 @@ class ImageNetDataModule(LightningDataModule):
             is one; Kaggle's folder with ``ILSVRC`` and ``LOC_val_solution.csv`` in it; or what
             `litcam convert` wrote, as a folder or as ``s3://bucket/imagenet`` or ``gs://…``.
         batch_size: Images a process takes at once.
-        num_workers: Processes that read images, for each process that trains; by default four, or
-            one a core.
+        num_workers: Processes that read images, for each process that trains; by default its share
+            of the cores of the machine.
         image_size: Side of the images in pixels.
         backbone: timm model whose mean, std, crop and interpolation to use; "" means ImageNet's.
         train_dir: Training folder, where it is not ``train``; relative to ``root`` or absolute.
@@ -52,13 +53,17 @@ class ImageNetDataModule(LightningDataModule):
         images_per_class: Training images taken of each class, the first by name; by default all.
         crop_scale: Smallest and largest share of an image's area that a training crop takes.
         hflip: Probability of mirroring a training image.
-        auto_augment: ``rand`` (RandAugment), ``trivial`` (TrivialAugmentWide) or "" for neither.
+        auto_augment: ``rand`` (timm's ``rand-m9-mstd0.5-inc1``), another recipe of timm's in its
+            words, ``trivial`` (TrivialAugmentWide) or "" for neither.
         random_erasing: Probability of filling a box of a training image with noise.
         crop_pct: Share of the short side that evaluation sees; by default the backbone's.
-        max_broken: Training images that may be unreadable: each is named, and another takes its
-            place. One more stops the run. Validation and test stop at the first.
+        max_broken: Training images that may be unreadable in the whole run, on all processes: each
+            is named, and another takes its place. One more stops the run. Validation and test stop
+            at the first.
+        timeout: Seconds the workers may take for a batch before the run ends with a line, as where
+            a mount hangs; 0 waits for ever.
         cache_dir: Where files of a remote ``root`` are kept; by default ``~/.cache/litcam``.
-        cache_gb: How many gigabytes of them; by default all.
+        cache_gb: How many gigabytes of them on this machine, for all its processes; by default all.
 
     Attributes:
         classes: Names of the class folders, in the order of their numbers.
@@ -77,7 +82,7 @@ class ImageNetDataModule(LightningDataModule):
         root: str | Path,
         batch_size: int = 64,
         *,
-        num_workers: int = min(4, os.cpu_count() or 1),
+        num_workers: int | None = None,
         image_size: int = 224,
         backbone: str = "",
         train_dir: str = "",
@@ -85,10 +90,11 @@ class ImageNetDataModule(LightningDataModule):
         images_per_class: int | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
-        auto_augment: AutoAugment = "",
+        auto_augment: str = "",
         random_erasing: float = 0.0,
         crop_pct: float | None = None,
         max_broken: int = 10,
+        timeout: float = 900,
         cache_dir: str | Path | None = None,
         cache_gb: float | None = None,
     ) -> None:
@@ -97,8 +103,9 @@ class ImageNetDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("image_size", image_size, 1),
             ("images_per_class", 1 if images_per_class is None else images_per_class, 1),
-            ("num_workers", num_workers, 0),
+            ("num_workers", num_workers or 0, 0),
             ("max_broken", max_broken, 0),
+            ("timeout", timeout, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -107,7 +114,7 @@ class ImageNetDataModule(LightningDataModule):
         self.image_size, self.batch_size = image_size, batch_size
         self.images_per_class = images_per_class
         self.num_workers = num_workers
-        self.max_broken = max_broken
+        self.max_broken, self.timeout = max_broken, timeout
         self.random_erasing = random_erasing
         self.config = data_config(backbone, crop_pct=crop_pct)
         self.mean, self.std = self.config.mean, self.config.std
@@ -124,21 +131,31 @@ class ImageNetDataModule(LightningDataModule):
         )
         self._eval_transform = eval_transform(image_size, self.config)
         self._datasets: dict[str, ImageDataset] = {}
-        self._train_loader: TrainLoader | None = None
-        self._resume_from: dict[str, Any] = {}
+        self._loaders: list[EvalLoader] = []
+        self._progress = Progress()
+        self._broken: BrokenImages | None = None
+        self._known_broken: list[int] = []
 
     def setup(self, stage: str) -> None:
         """Lists the images of the splits that ``fit``, ``validate``, ``test`` or ``predict`` use.
 
         Raises:
             OSError: If a split has no images.
-            ValueError: If Kaggle's csv and its images do not go together.
+            ValueError: If Kaggle's csv and its images do not go together, or if processes see
+                other images.
         """
+        splits = ["train"] if stage == "fit" else []
+        splits.append("test" if stage == "test" and self.source.has_test else "val")
+        for split in splits:
+            check_alike(self._dataset(split))
         if stage == "fit":
-            self._dataset("train")
-        self._dataset("test" if stage == "test" and self.source.has_test else "val")
+            self._progress.clear()
+            self._known_broken = []
+            callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+            if self._progress not in callbacks:
+                callbacks.append(self._progress)
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> TrainLoader | EvalLoader:
         """Shuffled batches, all of the same size on every process.
 
         Raises:
@@ -151,43 +168,68 @@ class ImageNetDataModule(LightningDataModule):
                 f"batch_size must be at most {share} for the {len(dataset)} training images in "
                 f"{dataset.folder} on {ranks['num_replicas']} processes, got {self.batch_size}"
             )
+        self._broken = BrokenImages(
+            self.max_broken, name=str(next(_NUMBERS)), known=self._known_broken
+        )
         if getattr(self.trainer, "overfit_batches", 0):
             return self._eval_loader("train")  # the same few batches each time
-        self._train_loader = TrainLoader(
-            TrainSampler(dataset, self.batch_size, **ranks, seed=_run_seed()),
-            max_broken=self.max_broken,
+        loader = TrainLoader(
+            dataset,
+            self.batch_size,
+            self._progress,
+            **ranks,
             trainer=self.trainer,
             **self._loader_options(),
+            broken=self._broken,
         )
-        if self._resume_from:
-            self._train_loader.load_state_dict(self._resume_from)
-            self._resume_from = {}
-        return self._train_loader
+        self._loaders.append(loader)
+        return loader
 
     def state_dict(self) -> dict[str, Any]:
         """Where training is in its epoch; Lightning keeps it in the checkpoint."""
-        return self._train_loader.state_dict() if self._train_loader else {}
+        if self.trainer is None or self._broken is None:
+            return {}
+        dataset, ranks = self._dataset("train"), self._ranks()
+        return {
+            **self._progress.state(self.trainer, ranks["num_replicas"], self.batch_size),
+            "num_images": len(dataset),
+            "fingerprint": dataset.fingerprint,
+            "broken": self._broken.indices(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has the next `train_dataloader` go on there.
+        """Has training go on there.
 
-        Lightning hands a loader its state as well, but not where the loader is made before the
-        progress is restored, as ``trainer.estimated_stepping_batches`` has it (Lightning 2.6.6).
+        Raises:
+            ValueError: If the data are not those the state is of.
         """
-        fitting = self.trainer is None or self.trainer.state.fn == "fit"
-        self._resume_from = state_dict if fitting else {}
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        dataset = self._dataset("train")
+        check_same(dataset, state_dict)
+        self._progress.restore(state_dict)
+        self._known_broken = state_dict["broken"]
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def val_dataloader(self) -> EvalLoader:
         """Every validation image exactly once."""
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def test_dataloader(self) -> EvalLoader:
         """Every image of ``test/<class>`` exactly once, of validation where there is none."""
         return self._eval_loader("test" if self.source.has_test else "val")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> EvalLoader:
         """Every validation image exactly once."""
         return self._eval_loader("val")
+
+    def teardown(self, stage: str) -> None:
+        """Ends the workers."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the workers."""
+        self.teardown("fit")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes uint8 images normalised floats on the device; other tensors are left alone."""
@@ -198,10 +240,11 @@ class ImageNetDataModule(LightningDataModule):
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
         images = normalize(batch["image"], self.config, dtype=dtype)
         if self.random_erasing and self.trainer and self.trainer.training:
-            batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
             # So that a resumed run draws what it would have drawn.
             with isolate_rng():
-                seed = np.random.SeedSequence([_run_seed(), self._ranks()["rank"], batches])
+                seed = np.random.SeedSequence(
+                    [run_seed(), self._ranks()["rank"], num_steps(self.trainer)]
+                )
                 first, second = seed.generate_state(2).tolist()
                 torch.manual_seed(first)
                 random.seed(second)
@@ -220,16 +263,18 @@ class ImageNetDataModule(LightningDataModule):
             self._datasets[split] = dataset
         return self._datasets[split]
 
-    def _eval_loader(self, split: str) -> DataLoader[dict[str, Tensor]]:
+    def _eval_loader(self, split: str) -> EvalLoader:
         dataset, ranks = self._dataset(split), self._ranks()
         if len(dataset) < ranks["num_replicas"]:
             raise ValueError(
                 f"{dataset.folder} has {len(dataset)} images for {ranks['num_replicas']} "
                 "processes, and each needs one; use fewer devices"
             )
-        sampler = EvalSampler(dataset, **ranks)
-        options = self._loader_options()
-        return EvalLoader(dataset, batch_size=self.batch_size, sampler=sampler, **options)
+        images = evaluated(len(dataset), dataset.chunks, **ranks)
+        options = {**self._loader_options(), "broken": self._broken if split == "train" else None}
+        loader = EvalLoader(dataset, images, self.batch_size, **options)
+        self._loaders.append(loader)
+        return loader
 
     def _ranks(self) -> dict[str, int]:
         # Asked of the strategy, because processes that share one model also share their images.
@@ -237,16 +282,15 @@ class ImageNetDataModule(LightningDataModule):
         return {"num_replicas": 1, "rank": 0, **(kwargs or {})}
 
     def _loader_options(self) -> dict[str, Any]:
-        if self.num_workers < 2:
-            # Chosen on purpose; Lightning would advise otherwise at every start.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        num_workers = self.num_workers
+        if num_workers is None:
+            processes = self.trainer.num_devices if self.trainer else 1
+            num_workers = max(1, num_cores() // processes)
         return {
-            "num_workers": self.num_workers,
+            "num_workers": num_workers,
+            "timeout": self.timeout,
             "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": self.num_workers > 0,
-            "prefetch_factor": 4 if self.num_workers else None,
+            "persistent_workers": num_workers > 0,
+            # Eight batches ahead are enough for any GPU; more would only fill memory and caches.
+            "prefetch_factor": max(2, -(-8 // num_workers)) if num_workers else None,
         }
-
-
-def _run_seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))

@@ -182,6 +182,7 @@ class Classifier(GuardedSteps):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint enough on its own: no encoder file or download to load it again."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {"pretrained": False, "encoder": ""}
         datamodule = getattr(self._trainer, "datamodule", None)
         checkpoint["class_names"] = list(getattr(datamodule, "class_names", []))

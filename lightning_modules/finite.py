@@ -1,5 +1,6 @@
 """A run whose loss or gradient is no longer finite is stopped before the weights are spoilt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -61,7 +62,7 @@ class StepGuard:
             return "images unknown"
         indices = self._batch.tolist()
         names = getattr(getattr(trainer.train_dataloader, "dataset", None), "keys", None)
-        names = names if isinstance(names, list) else []
+        names = names if isinstance(names, Sequence) else []
         shown = [str(names[i]) if i < len(names) else str(i) for i in indices[:4]]
         rest = f" and {len(indices) - 4} more" if len(indices) > 4 else ""
         return f"images {', '.join(shown)}{rest}"

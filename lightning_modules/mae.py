@@ -206,6 +206,7 @@ class MAE(GuardedSteps):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint enough on its own: no download to load it again."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {"pretrained": False}
 
     # Its parts

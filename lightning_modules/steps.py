@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from litcam.lightning_modules.backbones import prefer_plain_attention
 from litcam.lightning_modules.finite import StepGuard
+from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
 
 __all__ = ["GuardedSteps", "run_seed"]
 
@@ -28,11 +29,16 @@ class GuardedSteps(pl.LightningModule):
     and the step. Dropout, stochastic depth and Mixup then draw what they would have drawn in a run
     that was never interrupted, with no state of any generator in the checkpoint. Runs that did not
     call ``seed_everything`` did not ask for that, and their generators are left alone.
+
+    A step is taken whole or not at all: a checkpoint made in the middle of one holds the weights
+    and buffers before it, and Ctrl-C waits for the optimiser.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._guard = StepGuard()
+        self._buffers_before = BuffersBefore()
+        self._late_interrupt = LateInterrupt()
 
     def on_fit_start(self) -> None:
         """Suit the attention to the machine, and the metrics to what is to come."""
@@ -44,6 +50,7 @@ class GuardedSteps(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step."""
+        self._buffers_before.keep(self)
         if "PL_GLOBAL_SEED" not in os.environ:
             return
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -63,3 +70,20 @@ class GuardedSteps(pl.LightningModule):
             NonFiniteError: with the step, the learning rate and the images.
         """
         self._guard.check(self)
+        self._late_interrupt.begin()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, or fail at once."""
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except BaseException:
+            self._late_interrupt.end()
+            raise
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Let Ctrl-C through again: the step is counted."""
+        self._late_interrupt.end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what a step that was not taken did to the buffers."""
+        self._buffers_before.put_into(checkpoint, self)

@@ -115,7 +115,7 @@ def test_short_names_of_classes(resolve):
     found = resolve("demo.yaml", *classes, "--trainer.callbacks+=GradCAM")
     assert found["model"]["class_path"] == "litcam.lightning_modules.Classifier"
     assert found["data"]["class_path"] == "litcam.datamodules.SyntheticDataModule"
-    assert len(found["trainer"]["callbacks"]) == 6
+    assert len(found["trainer"]["callbacks"]) == 7
 
 
 def test_a_misspelt_file_is_one_line(tmp_path, monkeypatch, capsys):

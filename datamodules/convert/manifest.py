@@ -4,20 +4,29 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import xxhash
 
 from litcam.datamodules.convert.chunks import Chunk, Written, fingerprint, replace_text, sync
 from litcam.datamodules.convert.sources import Source
+from litcam.datamodules.shard_format import (
+    COLUMNS,
+    FILES,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    as_text,
+    column_file,
+    find_flaw,
+    map_column,
+    parse_manifest,
+)
+from litcam.datamodules.sources.keys import ENCODING
 
 __all__ = ["MANIFEST", "check", "read_manifest", "write_manifest", "write_split"]
 
-MANIFEST = "litcam.json"
-FORMAT = 1
-KEYS, SAMPLES, INDEX = FILES = ("keys.txt", "samples.npz", "index.json")
-ARRAYS = {"label": np.int32, "chunk": np.int32, "offset": np.int64, "length": np.int64}
+PLACES = ("labels", "chunk", "offset", "length")
 BLOCK = 1 << 24
 
 
@@ -36,8 +45,8 @@ def write_split(
         ValueError: If every image was broken.
     """
     split = chunks[0].split
-    arrays = {name: np.full(len(source), -1, kind) for name, kind in ARRAYS.items()}
-    arrays["label"][:] = source.labels.numpy()
+    arrays = {name: np.full(len(source), -1, COLUMNS[name]) for name in PLACES}
+    arrays["labels"][:] = source.labels
     entries: list[dict[str, Any]] = []
     litdata: list[dict[str, Any]] = []
     for chunk in chunks:
@@ -58,23 +67,29 @@ def write_split(
     if not kept.any():
         raise ValueError(f"not one of the {len(source)} {split} images can be read; look at them")
     folder = root / split
-    keys = [key for key, keep in zip(source.keys, kept.tolist(), strict=True) if keep]
-    (folder / KEYS).write_bytes(("\n".join(keys) + "\n").encode())
+    keys = [key.encode(*ENCODING) for key, keep in zip(source.keys, kept, strict=True) if keep]
     columns: dict[str, Any] = {name: array[kept] for name, array in arrays.items()}
-    np.savez(folder / SAMPLES, **columns)
+    columns["key_bytes"] = np.frombuffer(b"".join(keys), np.uint8)
+    columns["key_ends"] = np.cumsum([len(key) for key in keys], dtype=np.int64)
+    columns["images"] = np.lexsort((columns["offset"], columns["chunk"])).astype(np.int32)
+    for name, column in columns.items():
+        np.save(folder / column_file(name), column)
     config = next(written[at].litdata["config"] for at in chunks if written[at].lengths)
     config["chunk_size"] = max(entry["num_images"] for entry in entries)
     index = {"chunks": litdata, "config": config}
     # LitData tells by it whether its copy of a remote folder is still good.
     index["updated_at"] = fingerprint(entry["xxh64"] for entry in entries)
     (folder / INDEX).write_text(json.dumps(index, sort_keys=True))
-    counts = np.bincount(arrays["label"][kept], minlength=len(source.classes))
+    counts = np.bincount(columns["labels"], minlength=len(source.classes))
     return {
         "num_images": len(keys),
         "class_counts": counts.tolist(),
-        "skipped": [source.keys[index] for index in np.flatnonzero(~kept)],
+        "skipped": [source.keys[index] for index in np.flatnonzero(~kept).tolist()],
         "chunks": entries,
-        "files": {name: _hash(folder / name) for name in FILES},
+        "files": {
+            name: {"num_bytes": (folder / name).stat().st_size, "xxh64": _hash(folder / name)}
+            for name in FILES
+        },
     }
 
 
@@ -102,8 +117,7 @@ def write_manifest(
         for name in FILES:
             sync(root / split / name)
         sync(root / split)
-    text = json.dumps({**about, "splits": splits}, indent=1)
-    replace_text(root / MANIFEST, text)
+    replace_text(root / MANIFEST, as_text({**about, "splits": splits}))
     sync(root)
 
 
@@ -124,18 +138,13 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     """
     file = Path(root).expanduser() / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["format"] > FORMAT:
-            raise ValueError(f"{file} was written by a later litcam; pip install -U litcam")
-        expected_files(manifest)
+        text = file.read_bytes()
     except OSError:
         raise ValueError(
             f"{root} is not a converted folder: no {MANIFEST} in it; make one with "
             "`litcam convert SRC DST`"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{file} is damaged; convert again, or copy the folder again") from None
-    return dict(manifest)
+    return parse_manifest(text, str(file))
 
 
 def check(root: str | Path, tick: Callable[[int], None] = lambda num_bytes: None) -> dict[str, Any]:
@@ -171,51 +180,33 @@ def _find_problems(
         if not name.rpartition("/")[2].startswith("."):
             yield f"{name} does not belong there"
     for split, about in manifest["splits"].items():
-        sizes = {chunk["file"]: chunk["num_bytes"] for chunk in about["chunks"]}
-        hashes = {**about["files"], **{chunk["file"]: chunk["xxh64"] for chunk in about["chunks"]}}
-        for name in sorted(hashes):
+        sound = {**about["files"], **{chunk["file"]: chunk for chunk in about["chunks"]}}
+        for name, at in sorted(sound.items()):
             file = root / split / name
             if not file.is_file():
                 continue
             size = file.stat().st_size
-            if size != sizes.get(name, size):
-                yield f"{split}/{name} has {size} bytes instead of {sizes[name]}"
-            elif _hash(file, tick) != hashes[name]:
+            if size != at["num_bytes"]:
+                yield f"{split}/{name} has {size} bytes instead of {at['num_bytes']}"
+            elif _hash(file, tick) != at["xxh64"]:
                 yield f"{split}/{name} is not what was written (its hash differs)"
         if expected <= there:
             yield from _find_contradictions(root / split, split, manifest)
 
 
 def _find_contradictions(folder: Path, split: str, manifest: dict[str, Any]) -> Iterator[str]:
-    about, classes = manifest["splits"][split], manifest["classes"]
+    about = manifest["splits"][split]
     try:
-        keys = (folder / KEYS).read_bytes().decode().split("\n")[:-1]
-        with np.load(folder / SAMPLES) as file:
-            arrays = {name: file[name] for name in ARRAYS}
+        columns = {name: map_column(folder / column_file(name)) for name in COLUMNS}
         index = json.loads((folder / INDEX).read_text())["chunks"]
         index = [(at["filename"], at["chunk_size"], at["chunk_bytes"]) for at in index]
-    except (ValueError, KeyError, TypeError, OSError, BadZipFile):
+    except (ValueError, KeyError, TypeError, OSError):
         yield f"{split}: {', '.join(FILES)} cannot all be read"
         return
-    chunks = about["chunks"]
-    if index != [(at["file"], at["num_images"], at["num_bytes"]) for at in chunks]:
+    if index != [(at["file"], at["num_images"], at["num_bytes"]) for at in about["chunks"]]:
         yield f"{split}/{INDEX} and {MANIFEST} disagree about the chunks"
-    if {len(keys), *(len(array) for array in arrays.values())} != {about["num_images"]}:
-        yield f"{split} has {len(keys)} keys, {MANIFEST} says {about['num_images']} images"
-        return
-    counts = np.bincount(arrays["label"], minlength=len(classes)).tolist()
-    if counts != about["class_counts"]:
-        yield f"{split}/{SAMPLES} and {MANIFEST} disagree about the images of each class"
-    held = np.bincount(arrays["chunk"], minlength=len(chunks)).tolist()
-    if held != [at["num_images"] for at in chunks]:
-        yield f"{split}/{SAMPLES} and {MANIFEST} disagree about the images of each chunk"
-        return
-    ends = arrays["offset"] + arrays["length"]
-    for number in np.flatnonzero(
-        ends > np.array([at["num_bytes"] for at in chunks])[arrays["chunk"]]
-    ):
-        yield f"{split}/{SAMPLES} puts {keys[number]} beyond its chunk"
-        return
+    if flaw := find_flaw(columns, about):
+        yield f"{split}: {flaw}"
 
 
 def _hash(file: Path, tick: Callable[[int], None] = lambda num_bytes: None) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 from litcam.datamodules.convert.chunks import UNFINISHED, replace_text, sync
 from litcam.datamodules.convert.manifest import (
-    MANIFEST,
     expected_files,
     read_manifest,
     write_manifest,
@@ -20,6 +19,7 @@ from litcam.datamodules.convert.manifest import (
 from litcam.datamodules.convert.plan import PLAN, Plan, make_plan
 from litcam.datamodules.convert.sources import Source, open_source
 from litcam.datamodules.convert.workers import Settings, write_chunks
+from litcam.datamodules.shard_format import MANIFEST
 
 __all__ = ["CHUNK_BYTES", "convert"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 from torch import Tensor
 
 from litcam.datamodules.sources.dataset import ImageDataset
+from litcam.datamodules.sources.table import build_table
 
 __all__ = ["Member", "TarSource", "as_stored", "find_members", "number_classes", "read_tar"]
 
@@ -69,11 +69,9 @@ class TarSource(ImageDataset):
             ValueError: If two images have one key.
         """
         found = sorted(members, key=lambda member: (numbers[member.label], member.key))
-        self.keys = [member.key for member in found]
-        self.labels = torch.tensor([numbers[member.label] for member in found])
-        self.classes = classes
-        self.transform = as_stored
-        self.folder = str((shown or tars)[0].parent)
+        rows = ((member.key, numbers[member.label]) for member in found)
+        folder = str((shown or tars)[0].parent)
+        super().__init__(folder, classes, build_table(rows), as_stored)
         self._tars, self._shown = list(tars), list(shown or tars)
         self._tar = np.array([member.tar for member in found], dtype=np.int32)
         self._offset = np.array([member.offset for member in found], dtype=np.int64)

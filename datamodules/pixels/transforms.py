@@ -4,78 +4,17 @@ Images stay uint8 until they are on the device: a batch is then a quarter of the
 one on its way from the workers, and turning it into normalised floats is one kernel there.
 """
 
-import difflib
 import math
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.data import resolve_data_config
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import v2
 
-AutoAugment = Literal["", "rand", "trivial"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What a network expects of its images, in the words of timm's data config.
-
-    Attributes:
-        mean: One value a channel, of pixels in [0, 1].
-        std: One value a channel, of pixels in [0, 1].
-        crop_pct: The share of the resized image's short side that the centre crop keeps.
-        interpolation: ``bicubic`` or ``bilinear``.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    interpolation: str
-
-
-def data_config(backbone: str, *, crop_pct: float | None = None) -> DataConfig:
-    """Looks up the data config of a timm model without building the model.
-
-    >>> data_config("vit_base_patch16_224").mean
-    (0.5, 0.5, 0.5)
-
-    Args:
-        backbone: timm's name, with or without a tag; "" means timm's ImageNet defaults.
-        crop_pct: To use instead of the model's.
-
-    Raises:
-        ValueError: If timm knows no such model, or ``crop_pct`` makes no sense.
-    """
-    if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
-    pretrained: dict[str, object] = {}
-    if backbone:
-        pretrained = _pretrained_config(backbone)
-    resolved = resolve_data_config({"in_chans": 3}, pretrained_cfg=pretrained)
-    return DataConfig(
-        mean=tuple(resolved["mean"]),
-        std=tuple(resolved["std"]),
-        crop_pct=crop_pct or resolved["crop_pct"],
-        interpolation=resolved["interpolation"],
-    )
-
-
-def _pretrained_config(backbone: str) -> dict[str, object]:
-    try:
-        config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    except RuntimeError:  # a known model with an unknown tag
-        config = None
-    if config is not None:
-        return dict(config.to_dict())
-    known = timm.list_models() + timm.list_pretrained()
-    close = difflib.get_close_matches(backbone, known, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all"
-    raise ValueError(f"backbone must be the name of a timm model, got {backbone!r}; {hint}")
+from litcam.datamodules.pixels.data_config import DataConfig
+from litcam.datamodules.pixels.rand_augment import RECIPE, RandAugment
 
 
 class CropAndFlip(torch.nn.Module):
@@ -134,7 +73,7 @@ def train_transform(
     *,
     crop_scale: tuple[float, float] = (0.08, 1.0),
     hflip: float = 0.5,
-    auto_augment: AutoAugment = "",
+    auto_augment: str = "",
 ) -> v2.Transform:
     """Makes the random transform of training, uint8 ``(3, height, width)`` to ``(3, size, size)``.
 
@@ -143,8 +82,8 @@ def train_transform(
         config: Gives the interpolation, and the mean colour that fills what augmentation uncovers.
         crop_scale: Smallest and largest share of the image's area that a crop may take.
         hflip: Probability of mirroring.
-        auto_augment: ``rand`` (RandAugment, arXiv:1909.13719), ``trivial`` (TrivialAugment,
-            arXiv:2103.10158) or "" for neither.
+        auto_augment: ``rand`` (RandAugment as `RECIPE`), another recipe of timm's such as
+            ``rand-m7-n3``, ``trivial`` (TrivialAugment, arXiv:2103.10158) or "" for neither.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -153,17 +92,16 @@ def train_transform(
         raise ValueError(f"crop_scale must be 0 < smallest <= largest <= 1, got {crop_scale}")
     if not 0 <= hflip <= 1:
         raise ValueError(f"hflip must be in [0, 1], got {hflip}")
-    if auto_augment not in ("", "rand", "trivial"):
-        raise ValueError(f"auto_augment must be '', 'rand' or 'trivial', got {auto_augment!r}")
     steps: list[torch.nn.Module] = [
         CropAndFlip(image_size, crop_scale, hflip=hflip, interpolation=config.interpolation)
     ]
-    # Bilinear, because torchvision's affine transforms of tensors know no bicubic.
-    fill = [round(255 * value) for value in config.mean]
-    if auto_augment == "rand":
-        steps.append(v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR, fill=fill))
-    elif auto_augment == "trivial":
+    if auto_augment == "trivial":
+        # Bilinear, because torchvision's affine transforms of tensors know no bicubic.
+        fill = [round(255 * value) for value in config.mean]
         steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=fill))
+    elif auto_augment:
+        recipe = RECIPE if auto_augment == "rand" else auto_augment
+        steps.append(RandAugment(recipe, image_size, config))
     return v2.Compose(steps)
 
 

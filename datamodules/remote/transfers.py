@@ -1,42 +1,86 @@
-"""One file out of a store: S3 through boto3, others through LitData; what their errors mean."""
+"""Files out of a store, through obstore alone: how each is reached, and what its errors mean."""
 
 import os
-import shutil
-from collections.abc import Callable
-from contextlib import closing
+import re
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-# What fetches from there, where it finds its key, and what copies a data set there.
+# Where its key is found, and what copies a data set there.
+_AZURE = (
+    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "azcopy copy DST/* {root}",
+)
+_HTTP = ("check the address", "copy it to the folder that is served as {root}")
 SCHEMES = {
     "s3": (
-        "boto3",
         "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         "aws s3 sync DST {root}",
     ),
-    "gs": (
-        "google-cloud-storage",
-        "run `gcloud auth application-default login`",
-        "gcloud storage rsync -r DST {root}",
-    ),
-    "hf": ("huggingface_hub", "set HF_TOKEN", "hf upload OWNER/NAME DST --repo-type dataset"),
+    "gs": ("run `gcloud auth application-default login`", "gcloud storage rsync -r DST {root}"),
+    "az": _AZURE,
+    "abfs": _AZURE,
+    "abfss": _AZURE,
+    "hf": ("set HF_TOKEN", "hf upload OWNER/NAME DST --repo-type dataset"),
+    "http": _HTTP,
+    "https": _HTTP,
 }
+# What of a process's environment says who it is and which way it goes.
+PREFIXES = ("AWS_", "GOOGLE_", "AZURE_", "HF_")
+OTHERS = ("HOME", "LITCAM_STORE_TIMEOUT", "HUGGING_FACE_HUB_TOKEN", "SSL_CERT_FILE", "SSL_CERT_DIR")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+# Two stores of one address are still two where these differ.
+ENDPOINTS = (
+    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "HF_ENDPOINT"),
+    *("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+)
+STALL = "60s"
+BLOCK = 1 << 20
 
-Getter = Callable[[str, Path], None]
+Getter = Callable[[str], Iterator[bytes]]
+_ENVIRONMENT = threading.Lock()
 
 
-def make_getter(url: str) -> Getter:
-    """A function that writes a file of a store, named relative to its address, to a path."""
-    return _s3_getter(url) if url.startswith("s3://") else _litdata_getter(url)
+def environment_of(process: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a process's environment that a store depends on."""
+    return {name: value for name, value in process.items() if _matters(name)}
+
+
+def make_getter(url: str, environment: Mapping[str, str]) -> Getter:
+    """A function that yields the bytes of a store's file, named relative to its address.
+
+    Args:
+        url: As ``s3://BUCKET/PREFIX``.
+        environment: Credentials and endpoints of the process it is for.
+    """
+    import obstore
+
+    with _in_environment(environment):
+        store = _open(url)
+
+    def get(name: str) -> Iterator[bytes]:
+        for block in obstore.get(store, name).stream(BLOCK):
+            yield bytes(block)
+
+    return get
 
 
 def explain(error: Exception, root: str, url: str, name: str) -> Exception | None:
     """The error to raise where waiting mends nothing; None where the store may come back."""
-    text, status = " ".join(str(error).split()), _status(error)
-    package, login, copy = SCHEMES[url.partition(":")[0]]
+    text, status = reason(error), _status(error)
+    login, copy = SCHEMES[url.partition(":")[0]]
     if isinstance(error, ModuleNotFoundError):
-        return ValueError(f"{root} needs a package: pip install litdata {package}")
-    if "bucket does not exist" in text:
-        return ValueError(f"{root}: {text}; check its name and AWS_ENDPOINT_URL")
+        return ValueError(f"{root} needs a package: pip install {error.name}")
+    if "NoSuchBucket" in text or "ContainerNotFound" in text:
+        return ValueError(f"{root}: the bucket does not exist; check its name and AWS_ENDPOINT_URL")
+    if "incorrectly configured region" in text:
+        return ValueError(f"{root}: the bucket is elsewhere; set AWS_REGION to its region")
     if status == 404 or isinstance(error, FileNotFoundError):
         if name == "litcam.json":
             return FileNotFoundError(
@@ -51,61 +95,177 @@ def explain(error: Exception, root: str, url: str, name: str) -> Exception | Non
     return OSError(f"{url}/{name} cannot be fetched: {text}; check the address, or {login}")
 
 
-def _s3_getter(url: str) -> Getter:
-    # Not LitData's: through obstore it refuses the plain http of a store in one's own network.
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    session = boto3.session.Session()
-    public = os.environ.get("AWS_NO_SIGN_REQUEST") or session.get_credentials() is None
-    config = Config(
-        signature_version=UNSIGNED if public else None,
-        connect_timeout=10,
-        read_timeout=60,
-        retries={"total_max_attempts": 1},  # waiting is this module's own
-        response_checksum_validation="when_required",  # and so is checking
-    )
-    client = session.client("s3", config=config)
-
-    def get(name: str, part: Path) -> None:
-        body = client.get_object(Bucket=bucket, Key=f"{prefix}/{name}".lstrip("/"))["Body"]
-        with closing(body), part.open("wb") as file:
-            shutil.copyfileobj(body, file, 1 << 20)
-
-    return get
+def reason(error: Exception) -> str:
+    """An error in one line, without what only developers of obstore want to know."""
+    head, _, details = str(error).partition("Debug source")
+    text = " ".join(head.split())
+    _, _, text = text.rpartition(" - ") if "Error performing" in text else ("", "", text)
+    deeper = re.findall(r'(?:message|error): "([^"]+)"|(dns error|TimedOut)', details)
+    if "HTTP error" in text and deeper:
+        text = f"{text}: {next(filter(None, deeper[-1]))}"
+    return text or type(error).__name__
 
 
-def _litdata_getter(url: str) -> Getter:
-    from litdata.streaming.downloader import get_downloader
+def _matters(name: str) -> bool:
+    return name.startswith(PREFIXES) or name in OTHERS or name.upper() in PROXIES
 
-    downloader = get_downloader(url, "", [])
 
-    def get(name: str, part: Path) -> None:
-        downloader.download_file(f"{url}/{name}", str(part))
-        if not part.exists():
-            # LitData passes over some errors of Hugging Face's client in silence.
-            raise ConnectionError("nothing came back")
+@contextmanager
+def _in_environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Gives this process another's variables; writes none where they are alike already."""
+    with _ENVIRONMENT:
+        before = environment_of(os.environ)
+        _change(before, wanted)
+        try:
+            yield
+        finally:
+            _change(wanted, before)
 
-    return get
+
+def _change(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    for name in found.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            os.environ[name] = value
+
+
+def _open(url: str) -> Any:
+    from obstore import store
+
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    options: dict[str, Any] = {"client_options": _client(), "retry_config": _NO_RETRIES}
+    if scheme == "s3":
+        return store.S3Store(bucket, prefix=prefix or None, **_s3_login(bucket), **options)
+    if scheme == "gs":
+        return store.GCSStore(bucket, prefix=prefix or None, **_google_login(), **options)
+    if scheme == "az":
+        return store.AzureStore(bucket, prefix=prefix or None, **_azure_login(), **options)
+    if scheme in ("abfs", "abfss"):
+        return store.AzureStore.from_url(url, **_azure_login(), **options)
+    headers = {}
+    if scheme == "hf":
+        url, token = _hugging_face(rest), _hugging_face_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+    options["client_options"] = {**_client(), "default_headers": headers}
+    return store.HTTPStore(url, **options)
+
+
+# Waiting is the cache server's own; obstore would wait inside of it, and say nothing.
+_NO_RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
+
+
+def _client() -> Any:
+    return {
+        "allow_http": True,
+        "connect_timeout": "10s",
+        "read_timeout": STALL,  # of a stalled transfer; a slow one may take its time
+        "timeout": "6h",
+        "user_agent": "litcam",
+    }
+
+
+def _s3_login(bucket: str) -> dict[str, Any]:
+    region = {} if _is_set("AWS_REGION", "AWS_DEFAULT_REGION") else _region_of(bucket)
+    if _is_set("AWS_NO_SIGN_REQUEST"):
+        return {"skip_signature": True, **region}
+    # Half a key too: obstore says which half is missing.
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_WEB_IDENTITY_TOKEN_FILE")
+    container = "AWS_CONTAINER_CREDENTIALS_"
+    if _is_set(*keys, f"{container}FULL_URI", f"{container}RELATIVE_URI"):
+        return region
+    try:
+        # Knows profiles, single sign-on and roles, which obstore does not.
+        from boto3.session import Session
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ModuleNotFoundError:
+        if profile := _profile():
+            raise ValueError(f"to read {profile} needs a package: pip install boto3") from None
+        disabled = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
+        known = not disabled and _answers("169.254.169.254")
+        return region if known else {"skip_signature": True, **region}
+    session = Session()
+    if session.get_credentials() is None:
+        return {"skip_signature": True, **region}
+    return {"credential_provider": Boto3CredentialProvider(session), **region}
+
+
+def _profile() -> str | None:
+    if _is_set("AWS_PROFILE"):
+        return f"the profile {os.environ['AWS_PROFILE']}"
+    places = (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))
+    files = (Path(os.environ.get(name, f"~/.aws/{own}")).expanduser() for name, own in places)
+    return next((str(path) for path in files if path.is_file()), None)
+
+
+def _region_of(bucket: str) -> dict[str, Any]:
+    """Where Amazon keeps a bucket, which it tells anybody."""
+    if _is_set("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
+        return {}
+    request = urllib.request.Request(f"https://s3.amazonaws.com/{bucket}", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            region = answer.headers.get("x-amz-bucket-region")
+    except urllib.error.HTTPError as error:
+        region = error.headers.get("x-amz-bucket-region")
+        error.close()
+    except OSError:
+        return {}
+    return {"region": region} if region else {}
+
+
+def _google_login() -> dict[str, Any]:
+    file = Path("~/.config/gcloud/application_default_credentials.json").expanduser()
+    keys = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY")
+    named = _is_set("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_BEARER_TOKEN", *keys)
+    known = named or file.is_file() or _answers("metadata.google.internal")
+    return {} if known else {"skip_signature": True}
+
+
+def _azure_login() -> dict[str, Any]:
+    secrets = ("KEY", "SECRET", "TOKEN", "CLIENT_ID", "ENDPOINT", "CLI", "FILE", "EMULATOR")
+    known = any(name.startswith("AZURE_") and name.endswith(secrets) for name in os.environ)
+    return {} if known or _answers("169.254.169.254") else {"skip_signature": True}
+
+
+def _answers(host: str) -> bool:
+    try:
+        socket.create_connection((host, 80), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _hugging_face(rest: str) -> str:
+    """The address of ``datasets/OWNER/NAME[@REVISION][/FOLDER]``."""
+    match = re.fullmatch(r"datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(/.*)?", rest)
+    if match is None:
+        raise ValueError(f"hf://{rest} is no data set; write hf://datasets/OWNER/NAME")
+    end = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return f"{end}/datasets/{match[1]}/resolve/{match[2] or 'main'}{match[3] or ''}"
+
+
+def _hugging_face_token() -> str:
+    """From the environment, or what `hf auth login` left."""
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    file = Path(os.environ.get("HF_TOKEN_PATH", f"{home}/token")).expanduser()
+    return file.read_text().strip() if file.is_file() else ""
+
+
+def _is_set(*names: str) -> bool:
+    return any(os.environ.get(name) for name in names)
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error of boto3, Google's or Hugging Face's client."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    places = ((error, "code"), (response, "status_code"))
-    found = (getattr(place, name, None) for place, name in places)
-    return next((int(status) for status in found if isinstance(status, int)), None)
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
 
 
 def _may_pass(error: Exception, status: int | None) -> bool:
-    from botocore.exceptions import ConnectionError as NoConnection
-    from botocore.exceptions import HTTPClientError, IncompleteReadError
-
     if status is not None:
         return status >= 500 or status in (408, 425, 429)
-    broken = (OSError, NoConnection, HTTPClientError, IncompleteReadError)
-    return isinstance(error, broken) or bool(getattr(error, "retryable", False))
+    # Refused, cut off, stalled or no such host: each may be the store's network, just now.
+    return "HTTP error" in str(error) or isinstance(error, ConnectionError | TimeoutError)

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.sources.follow import Follower
+from litcam.datamodules.sources.keys import Keys
+from litcam.datamodules.sources.table import Chunks, ImageTable
 
 __all__ = ["Broken", "Draw", "ImageDataset"]
 
@@ -43,22 +46,44 @@ class Broken(NamedTuple):
 class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     """Images as dicts of ``image`` ``(3, height, width)`` uint8, ``label`` and ``index``.
 
-    Attributes:
+    Args:
         folder: Where the split is.
         classes: Names of the classes; a label is a place in this list.
+        table: What is known of its images.
+        transform: From uint8 ``(3, height, width)`` to what a sample holds.
+
+    Attributes:
         keys: Names of the images, in the order of ``index``.
-        labels: int64 ``(num_images,)``.
-        chunks: int64 ``(num_images,)``, the file each image lies in if many share one, else None.
+        labels: int32 ``(num_images,)``.
+        chunks: How images lie in files that many share; None where each is a file of its own.
         skip_broken: Whether an unreadable image is handed on as `Broken`, not raised.
     """
 
-    folder: str
-    classes: list[str]
-    keys: list[str]
-    labels: Tensor
-    transform: Callable[[Tensor], Tensor]
-    chunks: NDArray[np.int64] | None = None
-    skip_broken: bool = False
+    def __init__(
+        self,
+        folder: str,
+        classes: list[str],
+        table: ImageTable,
+        transform: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.folder, self.classes = folder, classes
+        self.table, self.transform = table, transform
+        self.skip_broken = False
+
+    @property
+    def keys(self) -> Keys:
+        """Names of the images."""
+        return self.table.keys
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Their classes, int32 ``(num_images,)``."""
+        return self.table.labels
+
+    @property
+    def chunks(self) -> Chunks | None:
+        """How they lie in files that many share."""
+        return self.table.chunks
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -73,20 +98,24 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     def place(self, index: int) -> str:
         """Where the image is, for messages."""
 
-    def storage_order(self) -> NDArray[np.int64]:
-        """Indices, int64 ``(num_images,)``, in the order in which the images lie in storage."""
-        return np.arange(len(self))
+    @property
+    def fingerprint(self) -> str:
+        """A hash of names and classes, the same wherever the same images lie."""
+        return self.table.fingerprint
 
-    def prefetch(self, order: NDArray[np.int64]) -> Callable[[int], None]:
-        """Gets ready for images to be read in an order, int64 ``(num_reads,)``.
+    def follow(self, images: NDArray[np.int64]) -> Follower:
+        """Gets ready for images to be read in an order.
+
+        Args:
+            images: int64 ``(num_reads,)``.
 
         Returns:
-            To be told how many of them have been taken; -1 at the end.
+            To be told how far reading has come.
         """
-        return lambda taken: None
+        return Follower()
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.table)
 
     def __getitem__(self, draw: "int | Draw") -> Any:
         """Reads, decodes and transforms an image; a `Draw` fixes the transform's randomness."""
@@ -107,4 +136,5 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
                 image = self.transform(image)
             finally:
                 torch.set_rng_state(state)
-        return {"image": image, "label": self.labels[index], "index": torch.tensor(index)}
+        label = torch.tensor(int(self.labels[index]))
+        return {"image": image, "label": label, "index": torch.tensor(index)}

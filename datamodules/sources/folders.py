@@ -3,17 +3,17 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from timm.data import ImageNetInfo
 from torch import Tensor
-from torchvision.datasets.folder import make_dataset
 
 from litcam.datamodules.sources.dataset import ImageDataset
 from litcam.datamodules.sources.layouts import EXTENSIONS, check_known, find_layout, is_image
+from litcam.datamodules.sources.table import build_table
 
 
 class FolderDataset(ImageDataset):
@@ -28,9 +28,6 @@ class FolderDataset(ImageDataset):
         solution: Path | None = None,
         images_per_class: int | None = None,
     ) -> None:
-        self.folder = str(folder)
-        self.classes = classes
-        self.transform = transform
         pairs = _from_csv(folder, classes, solution) if solution else _from_folders(folder, classes)
         if not pairs:
             raise FileNotFoundError(
@@ -38,8 +35,7 @@ class FolderDataset(ImageDataset):
             )
         if images_per_class:
             pairs = _first_of_each(pairs, images_per_class)
-        self.keys = [key for key, _ in pairs]
-        self.labels = torch.tensor([label for _, label in pairs])
+        super().__init__(str(folder), classes, build_table(pairs), transform)
 
     def read(self, index: int) -> bytes:
         """The image file as it is."""
@@ -58,7 +54,7 @@ class FolderDataset(ImageDataset):
 
     def warn_of_empty_classes(self) -> None:
         """Warns, once for all of them, of classes that keep their number but have no image."""
-        counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
         empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
         if empty:
             more = ", …" if len(empty) > 5 else ""
@@ -107,10 +103,31 @@ class Folders:
 
 
 def _from_folders(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
     prefix = str(folder) + os.sep
-    return [(path.removeprefix(prefix), number) for path, number in found]
+    return [
+        (path.removeprefix(prefix), number)
+        for number, name in enumerate(classes)
+        if (folder / name).is_dir()  # only training has to have them all
+        for path in _images_below(f"{prefix}{name}", set())
+    ]
+
+
+def _images_below(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
+    """The images in a folder and those below it, by name; a link to a folder above ends there."""
+    state = os.stat(folder)  # noqa: PTH116
+    here = (state.st_dev, state.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as listed:
+        entries = sorted(listed, key=lambda entry: entry.name)
+    below = []
+    for entry in entries:
+        if entry.is_dir():
+            below.append(entry.path)
+        elif is_image(entry.name):
+            yield entry.path
+    for path in below:
+        yield from _images_below(path, above | {here})
 
 
 def _first_of_each(pairs: list[tuple[str, int]], count: int) -> list[tuple[str, int]]:

@@ -357,7 +357,7 @@ print(f"rank {trainer.global_rank} knn {found}\\n", end="")
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_ranks_show_and_count_what_one_does(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -81,7 +81,7 @@ def test_ctrl_c(photos, capsys, monkeypatch):
     assert capsys.readouterr().err == "litcam: stopped; the same command goes on\n"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_several_processes(photos):
     command = [sys.executable, "-m", "litcam.train", "convert", "photos"]
     for name, workers in (("a", "1"), ("b", "2")):

@@ -82,7 +82,7 @@ def roots(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["folders", pytest.param("shards", marks=pytest.mark.long)])
+@pytest.mark.parametrize("layout", ["folders", pytest.param("shards", marks=pytest.mark.slow)])
 def test_two_processes_see_what_one_sees(roots, tmp_path, layout):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     for devices in (1, 2):

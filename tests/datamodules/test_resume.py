@@ -20,8 +20,11 @@ STEPS = 18  # of 26 images in batches of 4, in 3 epochs
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
+    return make_roots(tmp_path_factory.mktemp("data"))
+
+
+def make_roots(root):
     """Twenty-six training images, and ten to validate with, in folders and in shards."""
-    root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     for split, count in (("train", 13), ("val", 5)):
         for name in ("cat", "dog"):
@@ -37,7 +40,10 @@ def roots(tmp_path_factory):
 def run(root, folder, **options) -> int:
     """Runs in a process of its own, which starts fast where a server has imported litcam."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resumed_run"])
+    # Not resumed_run: the server does not look where pytest does (Python 3.11).
+    context.set_forkserver_preload(
+        ["litcam.callbacks", "litcam.datamodules.imagenet", "litcam.lightning_modules"]
+    )
     process = context.Process(target=_run, args=(str(root), str(folder)), kwargs=options)
     process.start()
     process.join(120)
@@ -105,7 +111,6 @@ def test_a_kill_changes_nothing(roots, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("layout", "workers", "every"), [("folders", 0, 1), ("shards", 2, 4)])
 def test_ten_kills_change_nothing(roots, tmp_path, layout, workers, every):
@@ -119,9 +124,9 @@ def test_ten_kills_change_nothing(roots, tmp_path, layout, workers, every):
     ("layout", "first", "then"),
     [
         ("shards", 2, 1),
-        pytest.param("shards", 1, 2, marks=pytest.mark.long),
-        pytest.param("folders", 2, 1, marks=pytest.mark.long),
-        pytest.param("folders", 1, 2, marks=pytest.mark.long),
+        pytest.param("shards", 1, 2, marks=pytest.mark.slow),
+        pytest.param("folders", 2, 1, marks=pytest.mark.slow),
+        pytest.param("folders", 1, 2, marks=pytest.mark.slow),
     ],
 )
 def test_another_number_of_processes_takes_what_is_left(roots, tmp_path, layout, first, then):

@@ -40,7 +40,7 @@ def make(row):
 
 def mark(row):
     """Halo attention takes half a minute, and no images below 256 pixels."""
-    return pytest.param(row, marks=pytest.mark.long if row.model == "halonet_h1" else [])
+    return pytest.param(row, marks=pytest.mark.slow if row.model == "halonet_h1" else [])
 
 
 @pytest.mark.parametrize("row", [mark(row) for row in TIMM + TORCHVISION], ids=IDS)

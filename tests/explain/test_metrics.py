@@ -270,7 +270,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))

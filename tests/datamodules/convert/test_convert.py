@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from litdata import StreamingDataset
 from PIL import Image
-from test_sources import write_parquet, write_tars
+from test_inputs import write_parquet, write_tars
 
 from litcam.datamodules.convert import convert
 from litcam.datamodules.convert.manifest import check
 from litcam.datamodules.convert.sources import open_source
 from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.shard_format import as_text
 from litcam.datamodules.sources.folders import FolderDataset
 
 # About four of the images below.
@@ -58,10 +60,10 @@ class Shards:
     def __init__(self, root, split):
         self.folder = root / split
         self.about = json.loads((root / "litcam.json").read_text())["splits"][split]
-        self.keys = (self.folder / "keys.txt").read_text(encoding="utf-8").splitlines()
-        with np.load(self.folder / "samples.npz") as file:
-            self.arrays = dict(file)
-        self.labels = self.arrays["label"].tolist()
+        self.arrays = {at.stem: np.load(at) for at in self.folder.glob("*.npy")}
+        text, starts = self.arrays["key_bytes"].tobytes(), [0, *self.arrays["key_ends"]]
+        self.keys = [text[a:b].decode() for a, b in pairwise(starts)]
+        self.labels = self.arrays["labels"].tolist()
 
     def read(self, index):
         number, offset, length = (int(self.arrays[x][index]) for x in ("chunk", "offset", "length"))
@@ -69,7 +71,9 @@ class Shards:
         return data[offset : offset + length]
 
     def stored_order(self):
-        return np.lexsort((self.arrays["offset"], self.arrays["chunk"])).tolist()
+        order = np.lexsort((self.arrays["offset"], self.arrays["chunk"])).tolist()
+        assert order == self.arrays["images"].tolist()
+        return order
 
 
 def files(root):
@@ -79,7 +83,7 @@ def files(root):
 def assert_equal_to_source(dst, src, scratch):
     for split, source in open_source(src, scratch).items():
         shards = Shards(dst, split)
-        assert shards.keys == source.keys
+        assert shards.keys == list(source.keys)
         assert shards.labels == source.labels.tolist()
         assert [shards.read(i) for i in range(len(source))] == [
             source.read(i) for i in range(len(source))
@@ -216,9 +220,9 @@ DAMAGE = {
     "short": (lambda at: os.truncate(at / "val/chunk-0-0.bin", 99), "val/chunk-0-0.bin has 99 byt"),
     "missing": (lambda at: (at / "train/chunk-0-2.bin").unlink(), "train/chunk-0-2.bin is missing"),
     "extra": (lambda at: (at / "train/chunk-0-99.bin").touch(), "train/chunk-0-99.bin does not"),
-    "keys": (lambda at: flip(at / "train/keys.txt", 0), "train/keys.txt is not what"),
-    "samples": (lambda at: flip(at / "val/samples.npz"), "val/samples.npz is not what"),
-    "index": (lambda at: (at / "val/index.json").write_text("{}"), "val/index.json is not what"),
+    "keys": (lambda at: flip(at / "train/key_bytes.npy", -1), "train/key_bytes.npy is not what"),
+    "places": (lambda at: flip(at / "val/offset.npy"), "val/offset.npy is not what"),
+    "index": (lambda at: (at / "val/index.json").write_text("{}"), "val/index.json has 2 bytes"),
 }
 
 
@@ -232,13 +236,19 @@ def test_damage_is_found(tree, tmp_path, kind):
         check(tmp_path / "dst")
 
 
+def say(root, change):
+    """Has a manifest say something else, with the hash that belongs to it."""
+    file = root / "litcam.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    del manifest["xxh64"]
+    file.write_text(as_text(manifest))
+
+
 def test_a_manifest_that_contradicts_the_files(tree, tmp_path):
     convert(tree, tmp_path / "dst", chunk_bytes=SMALL)
-    file = tmp_path / "dst/litcam.json"
-    manifest = json.loads(file.read_text())
-    manifest["splits"]["val"]["class_counts"] = [6, 0, 0]
-    file.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"val/samples\.npz and litcam.json disagree about the im"):
+    say(tmp_path / "dst", lambda at: at["splits"]["val"].update(class_counts=[4, 1, 1]))
+    with pytest.raises(ValueError, match=r"labels.npy and litcam.json disagree about the images"):
         check(tmp_path / "dst")
 
 

@@ -10,11 +10,10 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, create_transform
 from torchvision.transforms import RandomResizedCrop, v2
 
+from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import (
     CropAndFlip,
-    DataConfig,
-    data_config,
     erase,
     eval_transform,
     normalize,
@@ -119,7 +118,7 @@ def test_eval_pixels_are_timms_on_real_photos(real_photos, backbone):
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.parametrize(
-    "interpolation", ["bicubic", pytest.param("bilinear", marks=pytest.mark.long)]
+    "interpolation", ["bicubic", pytest.param("bilinear", marks=pytest.mark.slow)]
 )
 def test_a_network_decides_as_on_timms_own_loader(real_photos, tmp_path, interpolation):
     """Of random weights, so that its margins are smaller than those of any trained one."""

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from s3 import Moto, set_environment
 from test_resume import diary, roots, run_on, same_weights
-from test_stores import Moto, set_environment
 
 from litcam.datamodules.convert import convert
 
 pytest.importorskip("moto", reason="moto[server] is not installed: no S3 to test with")
-SCRIPT = Path(__file__).with_name("resumed_run.py")
+SCRIPT = Path(__file__).parents[1] / "resumed_run.py"
 ADDRESS = "s3://bucket/shards"
 # Of 26 chunks with an image each a few are kept and fetched ahead.
 CACHE = {"cache_gb": 1e-5, "batch_size": 2}
@@ -82,7 +82,6 @@ def begin(folder, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_bucket_trains_like_a_folder_though_its_server_went_away(shards, tmp_path, bucket):
     assert run_on(1, shards, tmp_path / "disk", batch_size=2) == 0

@@ -1,0 +1,66 @@
+"""What a timm network expects of its images."""
+
+import difflib
+from dataclasses import dataclass
+
+import timm
+from timm.data import resolve_data_config
+
+__all__ = ["DataConfig", "data_config"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a network expects of its images, in the words of timm's data config.
+
+    Attributes:
+        mean: One value a channel, of pixels in [0, 1].
+        std: One value a channel, of pixels in [0, 1].
+        crop_pct: The share of the resized image's short side that the centre crop keeps.
+        interpolation: ``bicubic`` or ``bilinear``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+
+
+def data_config(backbone: str, *, crop_pct: float | None = None) -> DataConfig:
+    """Looks up the data config of a timm model without building the model.
+
+    >>> data_config("vit_base_patch16_224").mean
+    (0.5, 0.5, 0.5)
+
+    Args:
+        backbone: timm's name, with or without a tag; "" means timm's ImageNet defaults.
+        crop_pct: To use instead of the model's.
+
+    Raises:
+        ValueError: If timm knows no such model, or ``crop_pct`` makes no sense.
+    """
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
+    pretrained: dict[str, object] = {}
+    if backbone:
+        pretrained = _pretrained_config(backbone)
+    resolved = resolve_data_config({"in_chans": 3}, pretrained_cfg=pretrained)
+    return DataConfig(
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+        crop_pct=crop_pct or resolved["crop_pct"],
+        interpolation=resolved["interpolation"],
+    )
+
+
+def _pretrained_config(backbone: str) -> dict[str, object]:
+    try:
+        config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    except RuntimeError:  # a known model with an unknown tag
+        config = None
+    if config is not None:
+        return dict(config.to_dict())
+    known = timm.list_models() + timm.list_pretrained()
+    close = difflib.get_close_matches(backbone, known, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all"
+    raise ValueError(f"backbone must be the name of a timm model, got {backbone!r}; {hint}")
