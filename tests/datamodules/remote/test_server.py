@@ -458,13 +458,15 @@ def test_two_nodes_without_common_locks_share_a_folder(scripted, tmp_path):
     nodes = []
     for name in "ab":
         # In /tmp, where the path of a socket is short enough.
-        (own := Path(f"/tmp/litcam-test-{os.getpid()}-{name}")).mkdir()
+        (own := Path("/tmp", f"litcam-test-{os.getpid()}-{name}")).mkdir()
         words = [str(own), str(tmp_path / "cache"), name, str(len(CHUNK)), HASH]
         command = [sys.executable, "-W", "error", "-c", TWO, *words]
         nodes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     said = [node.communicate(timeout=100)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
-    servers = [len(list(Path(f"/tmp/litcam-test-{os.getpid()}-{n}").rglob("*.log"))) for n in "ab"]
+    servers = [
+        len(list(Path("/tmp", f"litcam-test-{os.getpid()}-{n}").rglob("*.log"))) for n in "ab"
+    ]
     assert servers == [1, 1]
     time.sleep(2)
     assert not list((tmp_path / "cache").rglob("*.part"))
