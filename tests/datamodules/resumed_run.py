@@ -28,7 +28,8 @@ class Diary(Callback):
         self.folder, self.kill_at, self.pause_at = folder, kill_at, pause_at
 
     def write(self, trainer, kind, batch, batch_idx):
-        entry = [kind, trainer.current_epoch, batch_idx, batch["index"].tolist()]
+        at = [trainer.current_epoch, trainer.global_step, batch_idx]
+        entry = [kind, *at, batch["index"].tolist()]
         with (self.folder / f"diary-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 

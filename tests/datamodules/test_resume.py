@@ -68,13 +68,13 @@ def run_on(devices, root, folder, **options) -> int:
 
 
 def diary(folder, kind="train"):
-    """What each step of an epoch saw; what was done again counts as it was the last time."""
+    """What each batch of an epoch saw; what was done again counts as it was the last time."""
     steps = {}
     for file in folder.glob("diary-*.jsonl"):
         for line in file.read_text().splitlines():
             entry = json.loads(line)
             if entry[0] == kind:
-                steps[entry[1], entry[2], file.name, *entry[3][: kind == "val"]] = entry[3]
+                steps[*entry[1:4], file.name, *entry[4][: kind == "val"]] = entry[4]
     return steps
 
 
