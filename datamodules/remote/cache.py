@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ class Cache:
         self._fetching = 0
         self._planned: dict[Key, tuple[Source, int, str]] = {}
         self._rest_until = 0.0
-        self._scan()
+        self._scan(tag.parent for tag in root.glob(f"*/{TAG}"))
 
     # What clients want
 
@@ -113,17 +113,28 @@ class Cache:
 
     # Files that are here
 
-    def _scan(self) -> None:
+    def adopt(self, name: str) -> None:
+        """Makes the folder of a store the cache's own, with all that lies there.
+
+        Raises:
+            OSError: If it cannot be made or marked.
+        """
+        folder = self.root / name
+        if not (folder / TAG).exists():
+            mark(folder)
+            self._scan([folder])
+
+    def _scan(self, folders: Iterable[Path]) -> None:
         """Finds what earlier servers left; it is checked when it is first used."""
         found = []
-        for tag in self.root.glob(f"*/{TAG}"):
-            for path in tag.parent.rglob("*"):
+        for folder in folders:
+            for path in folder.rglob("*"):
                 with suppress(OSError):
                     stat = path.lstat()
                     if path.name.endswith(".part") and is_leftover(path, stat.st_mtime):
                         path.unlink()
-                    elif path.is_file() and path != tag and not path.name.endswith(".part"):
-                        key = Key(tag.parent.name, path.relative_to(tag.parent).as_posix())
+                    elif path.is_file() and path.name != TAG and not path.name.endswith(".part"):
+                        key = Key(folder.name, path.relative_to(folder).as_posix())
                         found.append((stat.st_atime, key, stat.st_size))
         for _, key, num_bytes in sorted(found):
             self.policy.found(key, num_bytes)
@@ -259,11 +270,9 @@ class Cache:
 _numbers = itertools.count()
 
 
-def tag(folder: Path) -> None:
+def mark(folder: Path) -> None:
     """Makes the folder of a store and marks it as the cache's own."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / TAG
-    if not path.exists():
-        part = folder / f"{TAG}.{os.getpid()}"
-        part.write_text(TAG_TEXT)
-        part.replace(path)
+    part = folder / f"{TAG}.{os.getpid()}"
+    part.write_text(TAG_TEXT)
+    part.replace(folder / TAG)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from litcam.datamodules.remote.cache import Cache, Key, Wish, tag
+from litcam.datamodules.remote.cache import Cache, Key, Wish
 from litcam.datamodules.remote.fetching import Source, disk_free, no_room
 from litcam.datamodules.remote.names import check_name, network_folder
 
@@ -125,7 +125,7 @@ class Server:
     ) -> None:
         check_name(folder, url)
         try:
-            tag(self.root / folder)
+            self._cache.adopt(folder)
         except OSError as error:
             raise no_room(self.root / folder, error) from None
         client.folder = folder

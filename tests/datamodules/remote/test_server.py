@@ -401,6 +401,17 @@ def test_a_lower_budget_evicts_what_earlier_runs_left_and_nothing_else(scripted,
     assert (tmp_path / "cache/mine/photo.bin").exists()
 
 
+def test_a_folder_of_an_older_litcam_counts_too(scripted, tmp_path):
+    scripted.answers += [send(CHUNK)]
+    store = small(tmp_path, 3)
+    (store.folder / "train").mkdir(parents=True)
+    for number in range(10):  # no server has been here: its mark is missing
+        (store.folder / f"train/{number}.bin").write_bytes(CHUNK)
+    store.reader(chunks(12)).read(11, 0, 1)
+    wait_for(lambda: len(here(store)) <= 3)
+    assert 11 in here(store)
+
+
 @pytest.mark.parametrize("room", [0.5, 1, 2])
 def test_a_cache_for_less_than_what_is_read_at_once(scripted, tmp_path, room):
     scripted.answers += [send(CHUNK)]
