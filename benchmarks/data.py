@@ -8,8 +8,10 @@ float32. The peers' workers send floats; litcam's send uint8 and the device norm
 here, in the main process, and counted. "Decoding" is only that, by litcam's own decoder in as many
 processes: what no loader of these files can pass. Loaders take turns in one run, ratios are medians
 of the rounds' own; workers live through all rounds, and the first one only warms up. CPU time is of
-the main process and its workers: what to look at where other work shares the cores. Linux only. It
-needs `pip install webdataset`.
+the main process and its workers: what to look at where other work shares the cores. "A core" is how
+many images one does a second, all processes together: what to plan a machine by. The lines "+
+RandAugment" put timm's `rand-m9-mstd0.5-inc1` on top, torchvision's (two operations of magnitude 9
+out of 30, which is weaker) with ImageFolder. Linux only. It needs `pip install webdataset`.
 """
 
 import argparse
@@ -37,10 +39,12 @@ from torchvision.datasets import ImageFolder
 from litcam.datamodules import ImageNetDataModule
 from litcam.datamodules.pixels.data_config import data_config
 from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.pixels.rand_augment import RECIPE
 
 SIZE, CONFIG = 224, data_config("")  # ImageNet's mean and std, bicubic
 FIRST, CEILING = "ImageFolder, PIL, floats", "decoding alone"
-UINT8 = "the same, for a GPU to normalise"
+UINT8 = "litcam, folders, for a GPU to normalise"
+UINT8_RAND = "the same + RandAugment"
 Batches = Callable[[], Iterator[Tensor]]
 
 
@@ -62,23 +66,25 @@ class Decoding(ImageFolder):
         return label
 
 
-def usual_transform() -> transforms.Compose:
+def usual_transform(*, augment: bool = False) -> transforms.Compose:
+    bicubic = transforms.InterpolationMode.BICUBIC
     steps = [
-        transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.RandomResizedCrop(SIZE, interpolation=bicubic),
         transforms.RandomHorizontalFlip(),
+        *([transforms.RandAugment(interpolation=bicubic)] if augment else []),
         transforms.ToTensor(),
         transforms.Normalize(CONFIG.mean, CONFIG.std),
     ]
     return transforms.Compose(steps)
 
 
-def from_folder(folder: Path, kwargs: dict[str, Any]) -> Batches:
-    dataset = ImageFolder(str(folder), usual_transform())
+def from_folder(folder: Path, kwargs: dict[str, Any], *, augment: bool = False) -> Batches:
+    dataset = ImageFolder(str(folder), usual_transform(augment=augment))
     loader = DataLoader(dataset, shuffle=True, drop_last=True, **kwargs)
     return lambda: (images for images, _ in loader)
 
 
-def from_timm(folder: Path, kwargs: dict[str, Any]) -> Batches:
+def from_timm(folder: Path, kwargs: dict[str, Any], *, augment: bool = False) -> Batches:
     loader = create_loader(
         create_dataset("", root=str(folder)),
         (3, SIZE, SIZE),
@@ -88,6 +94,8 @@ def from_timm(folder: Path, kwargs: dict[str, Any]) -> Batches:
         mean=CONFIG.mean,
         std=CONFIG.std,
         color_jitter=None,
+        # Without the spread, with which timm asks Pillow 13 for posters of no bits.
+        auto_augment="rand-m9-inc1" if augment else None,
         **{key: kwargs[key] for key in ("batch_size", "num_workers", "persistent_workers")},
     )
     return lambda: (images for images, _ in loader)
@@ -116,8 +124,15 @@ def from_tars(folder: Path, to: Path, kwargs: dict[str, Any]) -> Batches:
     return lambda: (images for images, _ in loader)
 
 
-def from_litcam(root: Path, kwargs: dict[str, Any], *, uint8: bool = False) -> Batches:
-    data = ImageNetDataModule(root, kwargs["batch_size"], num_workers=kwargs["num_workers"])
+def from_litcam(
+    root: Path, kwargs: dict[str, Any], *, augment: bool = False, uint8: bool = False
+) -> Batches:
+    data = ImageNetDataModule(
+        root,
+        kwargs["batch_size"],
+        num_workers=kwargs["num_workers"],
+        auto_augment=RECIPE if augment else "",
+    )
     data.setup("fit")
     loader = data.train_dataloader()
     if uint8:
@@ -144,7 +159,7 @@ def link_photos(source: Path, root: Path, num_images: int) -> Path:
 def check(name: str, batch: Tensor, batch_size: int) -> None:
     """Refuse to compare loaders that do not hand out normalised floats, but for those named so."""
     right = batch.shape == (batch_size, 3, SIZE, SIZE) and batch.dtype == torch.float32
-    if name not in (CEILING, UINT8) and not (
+    if name not in (CEILING, UINT8, UINT8_RAND) and not (
         right and batch.mean().abs() < 1 and 0.5 < batch.std() < 2
     ):
         raise RuntimeError(f"{name} hands out {batch.dtype} {tuple(batch.shape)}, not as the rest")
@@ -171,10 +186,10 @@ def measure(batches: Batches, num_images: int, workers: set[Any]) -> Pass:
 def report(rounds: dict[str, list[Pass]]) -> None:
     """Print a row for each loader: medians, and medians of each round's own ratios."""
     print(
-        "| loader | images/s | CPU, ms an image | in the main process "
+        "| loader | images/s | CPU, ms an image | in the main process | images/s a core "
         "| images/s (×) | CPU (×) | share of decoding's images/s | of its CPU |"
     )
-    print("|" + "---|" * 8)
+    print("|" + "---|" * 9)
     speeds = {name: [p.images / p.seconds for p in passes] for name, passes in rounds.items()}
     mains = {name: [1000 * p.main / p.images for p in passes] for name, passes in rounds.items()}
     costs = {
@@ -184,6 +199,7 @@ def report(rounds: dict[str, list[Pass]]) -> None:
     for name in rounds:
         cells = [f"{median(speeds[name]):.0f}"]
         cells += [f"{median(times[name]):.2f}" for times in (costs, mains)]
+        cells.append(f"{1000 / median(costs[name]):.0f}")
         for mine, peers in (
             (speeds[name], speeds[FIRST]),
             (costs[name], costs[FIRST]),
@@ -223,6 +239,9 @@ def main() -> None:
             "WebDataset, PIL, floats": from_tars(folder, Path(scratch, "tars"), kwargs),
             "litcam, folders": from_litcam(root, kwargs),
             UINT8: from_litcam(root, kwargs, uint8=True),
+            "ImageFolder + torchvision's RandAugment": from_folder(folder, kwargs, augment=True),
+            "timm + RandAugment": from_timm(folder, kwargs, augment=True),
+            UINT8_RAND: from_litcam(root, kwargs, uint8=True, augment=True),
         }
         if options.shards:
             loaders["litcam, shards"] = from_litcam(options.shards, kwargs)

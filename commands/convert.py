@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _page() -> str:
-    from litcam.datamodules.convert.sources import LAYOUTS
+    from litcam.datamodules.convert.inputs import LAYOUTS
 
     layouts = "\n".join(f"  {name:22}{layout}" for name, layout in LAYOUTS.items())
     return PAGE.format(layouts=layouts, workers=_num_workers())

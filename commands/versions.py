@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 FILE = "versions.yaml"
 PACKAGES = (
-    "litcam torch torchvision timm lightning torchmetrics grad-cam wandb einops safetensors litdata"
+    "litcam torch torchvision timm lightning torchmetrics grad-cam wandb einops safetensors obstore"
 )
 
 

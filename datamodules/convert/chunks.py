@@ -5,16 +5,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import xxhash
 from torch import Tensor
 from torchvision.transforms import v2
 
-from litcam.datamodules.convert.sources import Source
+from litcam.datamodules.convert.inputs import Source
+from litcam.datamodules.convert.litdata import Item, write_items
 from litcam.datamodules.pixels.decode import decode
 
 __all__ = [
@@ -58,7 +58,6 @@ class Written:
         lengths: How many they are.
         num_bytes: Size of the file; 0 if there is none.
         xxh64: Of the file.
-        litdata: What LitData's index says of the chunk, and of its format.
     """
 
     fingerprint: str
@@ -68,7 +67,6 @@ class Written:
     lengths: list[int] = field(default_factory=list)
     num_bytes: int = 0
     xxh64: str = ""
-    litdata: dict[str, Any] = field(default_factory=dict)
 
 
 def fingerprint(parts: Iterable[object]) -> str:
@@ -131,13 +129,15 @@ def write_chunk(
 
     Raises:
         OSError: If an image cannot be read or the disk is full.
+        ValueError: If the chunk is larger than its format allows.
     """
     written = Written(chunk.fingerprint)
-    images: list[tuple[int, bytes]] = []
+    items: list[Item] = []
     for index in chunk.indices:
         place = source.place(index)
         try:
-            images.append((index, stored(_read(source, index), place, short_side)))
+            image = stored(_read(source, index), place, short_side)
+            items.append(Item(image, int(source.labels[index]), source.keys[index]))
         except ValueError as error:
             written.broken.append(str(error).partition("; ")[0])
             written.skipped.append(index)
@@ -147,9 +147,13 @@ def write_chunk(
     target = chunk.file(root)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=target.parent) as folder:
-        if images:
-            _write(Path(folder), chunk, images, source, written)
-            next(Path(folder).glob("*.bin")).replace(target)
+        if items:
+            file = Path(folder, target.name)
+            written.offsets, written.xxh64 = write_items(file, items)
+            written.lengths = [len(item.image) for item in items]
+            written.num_bytes = file.stat().st_size
+            sync(file)
+            file.replace(target)
         replace_text(target.with_suffix(".json"), json.dumps(asdict(written)))
     return written
 
@@ -163,47 +167,6 @@ def _read(source: Source, index: int) -> bytes:
             f"cannot read {source.place(index)}: {error.strerror or error}; once it can be read, "
             "the same command goes on"
         ) from None
-
-
-def _write(
-    folder: Path,
-    chunk: Chunk,
-    images: Sequence[tuple[int, bytes]],
-    source: Source,
-    written: Written,
-) -> None:
-    # Takes seconds, and only converting needs it.
-    from litdata.streaming.writer import BinaryWriter
-
-    class PlainWriter(BinaryWriter):
-        def _create_chunk(self, on_done: bool = False) -> Any:
-            # With pyarrow installed it would store Arrow rows, which can be read only where
-            # pyarrow is; without these copies of the samples it stores LitData's own format.
-            for item in self._serialized_items.values():
-                item.sample = None
-            return super()._create_chunk(on_done)
-
-    writer = PlainWriter(str(folder), chunk_size=len(images), chunk_index=chunk.number)
-    for place, (index, data) in enumerate(images):
-        label, key = int(source.labels[index]), source.keys[index]
-        writer[place] = {"image": data, "label": label, "key": key}
-    writer.done()
-    file = next(folder.glob("*.bin"))
-    sync(file)
-    content = file.read_bytes()
-    position = 0
-    for index, data in images:
-        position = content.find(data, position)
-        if position < 0:
-            raise RuntimeError(f"LitData did not store {source.place(index)} as it is")
-        written.offsets.append(position)
-        written.lengths.append(len(data))
-        position += len(data)
-    written.num_bytes = len(content)
-    written.xxh64 = xxhash.xxh64(content).hexdigest()
-    written.litdata = json.loads(next(folder.glob("*index.json")).read_text())
-    # The last chunk of a split has fewer images, and the format has to be the same for all.
-    written.litdata["config"]["chunk_size"] = None
 
 
 def read_written(chunk: Chunk, root: Path, *, skip_broken: bool) -> Written | None:

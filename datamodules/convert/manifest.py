@@ -9,7 +9,8 @@ import numpy as np
 import xxhash
 
 from litcam.datamodules.convert.chunks import Chunk, Written, fingerprint, replace_text, sync
-from litcam.datamodules.convert.sources import Source
+from litcam.datamodules.convert.inputs import Source
+from litcam.datamodules.convert.litdata import index_of
 from litcam.datamodules.shard_format import (
     COLUMNS,
     FILES,
@@ -48,7 +49,6 @@ def write_split(
     arrays = {name: np.full(len(source), -1, COLUMNS[name]) for name in PLACES}
     arrays["labels"][:] = source.labels
     entries: list[dict[str, Any]] = []
-    litdata: list[dict[str, Any]] = []
     for chunk in chunks:
         at = written[chunk]
         if not at.lengths:  # all its images were left out
@@ -62,7 +62,6 @@ def write_split(
         arrays["length"][indices] = at.lengths
         size = {"num_images": len(indices), "num_bytes": at.num_bytes}
         entries.append({"file": file.name, **size, "xxh64": at.xxh64})
-        litdata.append({**at.litdata["chunks"][0], "filename": file.name})
     kept = arrays["chunk"] >= 0
     if not kept.any():
         raise ValueError(f"not one of the {len(source)} {split} images can be read; look at them")
@@ -74,11 +73,7 @@ def write_split(
     columns["images"] = np.lexsort((columns["offset"], columns["chunk"])).astype(np.int32)
     for name, column in columns.items():
         np.save(folder / column_file(name), column)
-    config = next(written[at].litdata["config"] for at in chunks if written[at].lengths)
-    config["chunk_size"] = max(entry["num_images"] for entry in entries)
-    index = {"chunks": litdata, "config": config}
-    # LitData tells by it whether its copy of a remote folder is still good.
-    index["updated_at"] = fingerprint(entry["xxh64"] for entry in entries)
+    index = index_of(entries, fingerprint(entry["xxh64"] for entry in entries))
     (folder / INDEX).write_text(json.dumps(index, sort_keys=True))
     counts = np.bincount(columns["labels"], minlength=len(source.classes))
     return {

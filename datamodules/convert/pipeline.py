@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from litcam.datamodules.convert.chunks import UNFINISHED, replace_text, sync
+from litcam.datamodules.convert.inputs import Source, open_source
 from litcam.datamodules.convert.manifest import (
     expected_files,
     read_manifest,
@@ -17,7 +18,6 @@ from litcam.datamodules.convert.manifest import (
     write_split,
 )
 from litcam.datamodules.convert.plan import PLAN, Plan, make_plan
-from litcam.datamodules.convert.sources import Source, open_source
 from litcam.datamodules.convert.workers import Settings, write_chunks
 from litcam.datamodules.shard_format import MANIFEST
 
@@ -44,7 +44,7 @@ def convert(
     """Writes the images of a folder as LitData shards that litcam also reads at random.
 
     Args:
-        src: Folder in one of the layouts of `litcam.datamodules.convert.sources`.
+        src: Folder in one of the layouts of `litcam.datamodules.convert.inputs`.
         dst: Folder to make. Until it is whole, everything is in ``dst.partial``; the same call
             goes on from what is there.
         short_side: Makes larger images smaller, so that their short side is this long.

@@ -19,7 +19,7 @@ from litcam.datamodules.convert.chunks import (
     replace_text,
     stored,
 )
-from litcam.datamodules.convert.sources import Source
+from litcam.datamodules.convert.inputs import Source
 
 __all__ = ["PLAN", "Plan", "make_plan"]
 

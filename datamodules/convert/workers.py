@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from litcam.datamodules.convert.chunks import Chunk, Written, write_chunk
-from litcam.datamodules.convert.sources import Source
+from litcam.datamodules.convert.inputs import Source
 
 __all__ = ["Settings", "write_chunks"]
 

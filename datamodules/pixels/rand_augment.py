@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import str_to_pil_interp
@@ -63,14 +62,13 @@ class RandAugment(torch.nn.Module):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         try:
-            pixels = rearrange(image, "c h w -> h w c").contiguous().numpy()
-            # Not `fromarray`, which copies.
-            photo = Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
-            augmented = torch.from_numpy(np.array(self._augment(photo)))
+            # By channels, which are planes here: three times as fast as to interleave pixels.
+            photo = Image.merge("RGB", [Image.fromarray(plane) for plane in image.numpy()])
+            planes = [np.asarray(plane) for plane in self._augment(photo).split()]
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-        return rearrange(augmented, "h w c -> c h w")
+        return torch.from_numpy(np.stack(planes))
 
 
 def _one_bit_at_least(level_fn: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[int, ...]]:

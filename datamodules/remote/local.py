@@ -16,11 +16,11 @@ from litcam.datamodules.remote.fetching import check
 from litcam.datamodules.remote.names import check_name
 from litcam.datamodules.remote.store import Plan, Reader, Store, StoredFile, check_part
 
-OPEN = 32  # chunks are shuffled eight at a time; the next eight are begun before the last is left
+OPEN = 32  # chunks are shuffled four together; the next four are begun before the last is left
 
 
 class LocalStore(Store):
-    """A data set in a local folder."""
+    """A data set in a local folder; its files may be links, as Hugging Face's downloads are."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
@@ -32,12 +32,12 @@ class LocalStore(Store):
 
     def exists(self, name: str) -> bool:
         """Tells whether the folder has a file."""
-        check_name(name, self.root, self.folder)
+        check_name(name, self.root)
         return (self.folder / name).is_file()
 
     def path(self, name: str, *, num_bytes: int | None = None, xxh64: str | None = None) -> Path:
         """The path of a file, checked when this process first uses it; see ``Store.path``."""
-        check_name(name, self.root, self.folder)
+        check_name(name, self.root)
         path = self.folder / name
         if not path.is_file():
             raise self.missing(path)
@@ -107,7 +107,6 @@ class LocalReader(Reader):
             self._open.move_to_end(number)
             return self._open[number]
         path = self._path(number)
-        check_name(self.files[number].name, self.store.root, self.store.folder)
         try:
             self._open[number] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xxhash
 from litdata import StreamingDataset
+from litdata.streaming.writer import BinaryWriter
 from PIL import Image
 from test_inputs import write_parquet, write_tars
 
 from litcam.datamodules.convert import convert
+from litcam.datamodules.convert.inputs import open_source
+from litcam.datamodules.convert.litdata import Item, index_of, write_items
 from litcam.datamodules.convert.manifest import check
-from litcam.datamodules.convert.sources import open_source
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.shard_format import as_text
 from litcam.datamodules.sources.folders import FolderDataset
@@ -123,6 +126,33 @@ def test_litdata_reads_it_without_pyarrow_and_changes_nothing(tree, tmp_path):
     assert files(tmp_path / "dst") == before
     # Arrow rows could be read only where pyarrow is installed.
     assert not any(b"ARROW1" in data for data in before.values())
+
+
+def test_every_byte_is_as_litdata_itself_writes_it(tmp_path):
+    images = [Item(bytes([number]) * number, number - 2, f"n/ä{number}.jpg") for number in range(5)]
+    offsets, digest = write_items(tmp_path / "ours.bin", images)
+    writer = BinaryWriter(str(tmp_path / "theirs"), chunk_size=5)
+    for place, image in enumerate(images):
+        writer[place] = image._asdict()
+    for item in writer._serialized_items.values():
+        item.sample = None  # with pyarrow it would store Arrow rows
+    writer.done()
+    ours = (tmp_path / "ours.bin").read_bytes()
+    assert ours == (tmp_path / "theirs/chunk-0-0.bin").read_bytes()
+    assert digest == xxhash.xxh64(ours).hexdigest()
+    assert [ours[at : at + len(x.image)] for at, x in zip(offsets, images, strict=True)] == [
+        x.image for x in images
+    ]
+    theirs = json.loads((tmp_path / "theirs/0.index.json").read_text())
+    chunk = {"file": "chunk-0-0.bin", "num_images": 5, "num_bytes": len(ours)}
+    assert index_of([chunk], "now") == {**theirs, "updated_at": "now"}
+
+
+def test_a_chunk_too_large_for_its_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("litcam.datamodules.convert.litdata.LARGEST", 100)
+    with pytest.raises(ValueError, match="smaller --chunk_mb"):
+        write_items(tmp_path / "large.bin", [Item(bytes(100), 0, "a.jpg")])
+    assert not (tmp_path / "large.bin").exists()
 
 
 def test_neighbours_in_a_shard_are_of_many_classes(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from litcam.datamodules.convert.sources import open_source
+from litcam.datamodules.convert.inputs import open_source
 
 
 def jpeg(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
