@@ -133,6 +133,7 @@ class Classifier(GuardedSteps):
         Raises:
             ValueError: if the datamodule has another number of classes.
         """
+        super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
         found = getattr(datamodule, "num_classes", None)
         if found is not None and found != self.num_classes:

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from litcam.lightning_modules.backbones import prefer_plain_attention
 from litcam.lightning_modules.finite import StepGuard
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
+from litcam.lightning_modules.sync_batchnorm import keep_activations
 
 __all__ = ["GuardedSteps", "run_seed"]
 
@@ -39,6 +40,10 @@ class GuardedSteps(pl.LightningModule):
         self._guard = StepGuard()
         self._buffers_before = BuffersBefore()
         self._late_interrupt = LateInterrupt()
+
+    def setup(self, stage: str) -> None:
+        """Have BatchNorm over all processes keep timm's activations."""
+        keep_activations(self.trainer.strategy)
 
     def on_fit_start(self) -> None:
         """Suit the attention to the machine, and the metrics to what is to come."""
