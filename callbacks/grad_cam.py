@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from litcam.callbacks.alarm import Alarms, raise_alarms
+from litcam.callbacks.every import Every
 from litcam.callbacks.explained import describe_problems, merge
 from litcam.callbacks.extra_forward import find_sharding
 from litcam.callbacks.image_logging import gather, picture_folder
@@ -37,7 +38,7 @@ class GradCAM(Callback):
         target_layer: dotted name of the layer; by default found and checked.
         classes: one view each: `"predicted"`, `"true"`, a class name or a class number.
         indices: dataset indices of the images to show, instead of `num_images`.
-        every_n_epochs: draw and measure at every n-th validation epoch only.
+        every_n_epochs: draw and measure at every n-th validation only.
         metrics: numbers for the maps of all validation images, logged as `val/gradcam/<metric>`;
             every image is then explained, in the same forward. By default those of
             `litcam.explain.METRICS` that ask for no forward more: `"pointing_game"` and
@@ -87,6 +88,7 @@ class GradCAM(Callback):
         self.indices, self.every_n_epochs = tuple(indices), every_n_epochs
         self.mean, self.std = tuple(mean), tuple(std)
         self._notes = Notes("GradCAM")
+        self._every = Every(self.every_n_epochs)
         self._forget()
 
     def _forget(self) -> None:
@@ -105,6 +107,7 @@ class GradCAM(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, and asks every process where the pictures go."""
+        self._every = Every(self.every_n_epochs)
         self._forget()
         self._folder = picture_folder(trainer, self.name)
         if strategy := find_sharding(trainer):
@@ -146,8 +149,7 @@ class GradCAM(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
-        self._active = due and not trainer.sanity_checking
+        self._active = self._every.is_due(trainer)
         self._shown.begin()
 
     @never_kills
@@ -230,6 +232,10 @@ class GradCAM(Callback):
             self._disabled = True
             self._notes.warn([describe_failure(error)])
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the validation."""
+        self._every.end(trainer)
+
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
@@ -243,12 +249,13 @@ class GradCAM(Callback):
         return self._generate_state_key(name=self.name)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the alarm has seen and said."""
-        return self._alarms.state_dict()
+        """What the alarm has seen and said, and how many validations there were."""
+        return {**self._alarms.state_dict(), **self._every.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there."""
         self._alarms.load_state_dict(state_dict)
+        self._every.load_state_dict(state_dict)
 
     # Its parts
 

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from litcam.callbacks.every import Every
 from litcam.callbacks.extra_forward import find_images, find_sharding, untouched
 from litcam.callbacks.notes import Notes, describe_failure, never_kills
 from litcam.callbacks.shown_images import ShownImages, find_labels, find_loaders
@@ -29,7 +30,7 @@ class Neighbours(Callback):
     Args:
         num_neighbours: how many vote.
         num_images: how many images are used at most, spread evenly over the validation set.
-        every_n_epochs: at every n-th validation epoch only.
+        every_n_epochs: at every n-th validation only.
         network: dotted name of the encoder in the LightningModule; it maps images to pooled
             features `(batch, dim)`, as timm's models with `num_classes=0` do.
 
@@ -60,6 +61,7 @@ class Neighbours(Callback):
         self.num_neighbours, self.num_images = num_neighbours, num_images
         self.every_n_epochs, self.network = every_n_epochs, network
         self._notes = Notes("Neighbours")
+        self._every = Every(self.every_n_epochs)
         self._forget()
 
     def _forget(self) -> None:
@@ -79,6 +81,7 @@ class Neighbours(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew."""
+        self._every = Every(self.every_n_epochs)
         self._forget()
         if strategy := find_sharding(trainer):
             self._disabled = True
@@ -103,8 +106,7 @@ class Neighbours(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
-        self._active = due and not trainer.sanity_checking and not self._disabled
+        self._active = self._every.is_due(trainer) and not self._disabled
         self._forget_images()
 
     @never_kills
@@ -157,6 +159,23 @@ class Neighbours(Callback):
             )
         # Equal on every process: it is synchronised only because Lightning warns otherwise.
         pl_module.log("val/knn_acc1", accuracy, batch_size=1, sync_dist=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the validation."""
+        self._every.end(trainer)
+
+    @property
+    def state_key(self) -> str:
+        """Tells two such callbacks apart."""
+        return self._generate_state_key(network=self.network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations there were."""
+        return self._every.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counts on from there."""
+        self._every.load_state_dict(state_dict)
 
     # Its parts
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from litcam.callbacks.every import Every
 from litcam.callbacks.explained import Names
 from litcam.callbacks.extra_forward import fetch_images, find_images, find_sharding, untouched
 from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
@@ -34,7 +35,7 @@ class Reconstructions(Callback):
     Args:
         num_images: how many images are shown, spread evenly over the validation set.
         indices: dataset indices of the images to show, instead of `num_images`.
-        every_n_epochs: draw at every n-th validation epoch only.
+        every_n_epochs: draw at every n-th validation only.
         steps: counts of optimiser steps after which to draw as well, in the middle of training.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
@@ -73,6 +74,7 @@ class Reconstructions(Callback):
         self.every_n_epochs, self.steps = every_n_epochs, frozenset(steps)
         self.mean, self.std = tuple(mean), tuple(std)
         self._notes = Notes("Reconstructions")
+        self._every = Every(self.every_n_epochs)
         self._forget()
 
     def _forget(self) -> None:
@@ -90,6 +92,7 @@ class Reconstructions(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, and asks every process where the pictures go."""
+        self._every = Every(self.every_n_epochs)
         self._forget()
         self._folder = picture_folder(trainer, self.name)
         if strategy := find_sharding(trainer):
@@ -114,8 +117,7 @@ class Reconstructions(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
-        self._active = due and not trainer.sanity_checking
+        self._active = self._every.is_due(trainer)
         self._made, self._seen = [], set()
 
     @never_kills
@@ -183,6 +185,23 @@ class Reconstructions(Callback):
             self._draw_step(trainer, pl_module)
             self._notes.warn(self._problems)
             self._problems = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the validation."""
+        self._every.end(trainer)
+
+    @property
+    def state_key(self) -> str:
+        """Tells two such callbacks apart."""
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations there were."""
+        return self._every.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counts on from there."""
+        self._every.load_state_dict(state_dict)
 
     # Its parts
 

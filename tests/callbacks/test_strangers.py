@@ -352,6 +352,28 @@ def test_every_n_epochs(tmp_path):
     assert sorted({line["epoch"] for line in lines}) == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("options", "epochs", "seen"),
+    [
+        ({"check_val_every_n_epoch": 2}, 8, [1, 5]),
+        ({"val_check_interval": 0.5}, 3, [0, 1, 2]),
+        ({"val_check_interval": 2, "check_val_every_n_epoch": None}, 6, [0, 1, 3, 4, 5]),
+    ],
+)
+def test_every_n_counts_validations(tmp_path, options, epochs, seen):
+    lines = fit(Stranger(), tmp_path, cam=GradCAM(every_n_epochs=2), epochs=epochs, **options)
+    assert sorted({line["epoch"] for line in lines}) == seen
+
+
+def test_every_n_goes_on_counting(tmp_path):
+    trainer = make_trainer(GradCAM(every_n_epochs=3), max_epochs=2)
+    trainer.fit(Stranger())
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    trainer = make_trainer(GradCAM(every_n_epochs=3), max_epochs=5)
+    trainer.fit(Stranger(), ckpt_path=tmp_path / "two.ckpt")
+    assert {line["epoch"] for line in read_lines(tmp_path / "gradcam")} == {0, 3}
+
+
 def test_validate_and_test_lose_nothing_of_each_other(tmp_path):
     trainer = make_trainer(GradCAM())
     module = Stranger()
