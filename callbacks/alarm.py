@@ -10,10 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from litcam.callbacks.image_logging import current_step
+from litcam.callbacks.image_logging import current_step, find_loggers
 from litcam.explain.image_mean import ImageMean
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
@@ -183,6 +182,5 @@ def raise_alarms(trainer: pl.Trainer, alarms: Iterable[Alarm], folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "alarms.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.alert(f"GradCAM: {alarm.title}", alarm.text, level="WARN")
+        for logger in find_loggers(trainer, "WandbLogger"):
+            logger.experiment.alert(f"GradCAM: {alarm.title}", alarm.text, level="WARN")

@@ -14,7 +14,7 @@ from litcam.callbacks.explained import describe_problems, merge
 from litcam.callbacks.extra_forward import find_sharding
 from litcam.callbacks.image_logging import gather, picture_folder
 from litcam.callbacks.map_metrics import MapMetrics
-from litcam.callbacks.notes import Notes, describe_failure, never_kills
+from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
 from litcam.callbacks.recorder import Recorder
 from litcam.callbacks.shown_images import find_labels
 from litcam.callbacks.shown_maps import ShownMaps, log_maps
@@ -94,7 +94,7 @@ class GradCAM(Callback):
     def _forget(self) -> None:
         """Everything that belongs to one run."""
         self._recorder: Recorder | None = None
-        self._active = self._disabled = False
+        self._active = self._disabled = self._failed = False
         self._measured, self._alarms = MapMetrics(self.metrics), Alarms()
         self._shown = ShownMaps(
             self.classes, self.num_images, indices=self.indices, mean=self.mean, std=self.std
@@ -149,7 +149,7 @@ class GradCAM(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        self._active = self._every.is_due(trainer)
+        self._active, self._failed = self._every.is_due(trainer), False
         self._shown.begin()
 
     @never_kills
@@ -162,7 +162,7 @@ class GradCAM(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Puts the hooks on where the batch holds images to show."""
-        if self._disabled or not self._active:
+        if self._disabled or self._failed or not self._active:
             return
         self._positions = self._shown.find(trainer, batch, batch_idx, dataloader_idx)
         # Of several loaders the first is measured.
@@ -222,15 +222,14 @@ class GradCAM(Callback):
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._notes.warn([*left_out, *problems, *describe_problems(explained)])
-        if self._disabled:
+        if self._disabled or self._failed:
             return
         try:
             raise_alarms(trainer, alarms, self._folder)
             if explained:
                 log_maps(trainer, explained, self._folder, f"{stage}/{self.name}")
         except Exception as error:
-            self._disabled = True
-            self._notes.warn([describe_failure(error)])
+            self._notes.warn([describe_failure(error, RETRY)])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts the validation."""
@@ -264,7 +263,7 @@ class GradCAM(Callback):
         if self._recorder is not None:
             self._recorder.close()
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._close()
-        self._disabled = True
-        self._problems.append(problem)
+        self._failed = True
+        self._problems.append(describe_failure(error, RETRY))

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from litcam.explain.figures import Picture, panel, sheet
@@ -82,14 +81,25 @@ def log_images(trainer: pl.Trainer, views: Views, folder: Path) -> None:
         return
     step = current_step(trainer)
     _to_folder(views, folder, trainer.current_epoch, step)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            _to_wandb(logger, views, trainer.current_epoch, step)
-        elif isinstance(logger, TensorBoardLogger):
-            _to_tensorboard(logger, views, step)
+    for logger in find_loggers(trainer, "WandbLogger"):
+        _to_wandb(logger, views, trainer.current_epoch, step)
+    for logger in find_loggers(trainer, "TensorBoardLogger"):
+        _to_tensorboard(logger, views, step)
 
 
-def _to_wandb(logger: WandbLogger, views: Views, epoch: int, step: int) -> None:
+def find_loggers(trainer: pl.Trainer, name: str) -> list[Any]:
+    """The run's loggers that are Lightning's `name` or made from it.
+
+    By name: `pytorch_lightning` has classes of its own, which are the same but for the import.
+    """
+    return [
+        logger
+        for logger in trainer.loggers
+        if any(kind.__name__ == name for kind in type(logger).__mro__)
+    ]
+
+
+def _to_wandb(logger: Any, views: Views, epoch: int, step: int) -> None:
     """One record: two calls would be two stops of the slider."""
     import wandb
 
@@ -104,7 +114,7 @@ def _to_wandb(logger: WandbLogger, views: Views, epoch: int, step: int) -> None:
     logger.experiment.log({**record, "epoch": epoch, "trainer/global_step": step})
 
 
-def _to_tensorboard(logger: TensorBoardLogger, views: Views, step: int) -> None:
+def _to_tensorboard(logger: Any, views: Views, step: int) -> None:
     for key, images in views.items():
         for image in images:
             tag = f"{key}/{image.name}"

@@ -179,8 +179,8 @@ class Neighbours(Callback):
 
     # Its parts
 
-    def _give_up(self, problem: str) -> None:
-        self._problem = problem
+    def _give_up(self, error: Exception) -> None:
+        self._problem = describe_failure(error)
 
     def _choose(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> dict[int, int]:
         if self._shown is None:

@@ -7,6 +7,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
+# What a callback does after an error, until the next validation.
+RETRY = "leaves out the rest of this validation and tries the next"
+
 Owner = TypeVar("Owner", bound=Any)
 P = ParamSpec("P")
 
@@ -49,11 +52,11 @@ def never_kills(
         try:
             hook(self, *args, **kwargs)
         except Exception as error:
-            self._give_up(describe_failure(error))
+            self._give_up(error)
 
     return guarded
 
 
-def describe_failure(error: Exception) -> str:
-    """The line for an error that ends a callback's work."""
-    return f"stops, training goes on ({type(error).__name__}: {error})"
+def describe_failure(error: Exception, then: str = "stops") -> str:
+    """The line for an error that ends a callback's work, or only its work in this validation."""
+    return f"{then}, training goes on ({type(error).__name__}: {error})"

@@ -14,7 +14,7 @@ from litcam.callbacks.every import Every
 from litcam.callbacks.explained import Names
 from litcam.callbacks.extra_forward import fetch_images, find_images, find_sharding, untouched
 from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
-from litcam.callbacks.notes import Notes, never_kills
+from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
 from litcam.callbacks.reconstruction_views import (
     Reconstructed,
     draw_reconstructions,
@@ -79,7 +79,7 @@ class Reconstructions(Callback):
 
     def _forget(self) -> None:
         """Everything that belongs to one run."""
-        self._active = self._disabled = False
+        self._active = self._disabled = self._failed = False
         self._shown: tuple[Any, ShownImages] | None = None
         self._seen: set[int] = set()
         self._made: list[Reconstructed] = []
@@ -117,7 +117,7 @@ class Reconstructions(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        self._active = self._every.is_due(trainer)
+        self._active, self._failed = self._every.is_due(trainer), False
         self._made, self._seen = [], set()
 
     @never_kills
@@ -131,7 +131,7 @@ class Reconstructions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Reconstructs the shown images of a batch."""
-        if self._disabled or not self._active or dataloader_idx:
+        if self._disabled or self._failed or not self._active or dataloader_idx:
             return
         loader, shown = self._choose_images(trainer)
         positions = shown.find(batch, batch_idx, loader, self._seen)
@@ -164,7 +164,7 @@ class Reconstructions(Callback):
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._kept = {i: image.kept for i, image in made.items() if image.kept is not None}
         # A validation right after one of `steps` has the same pictures at the same step.
-        if made and not self._disabled and trainer.global_step not in self._drawn:
+        if made and not self._failed and trainer.global_step not in self._drawn:
             self._log(trainer, list(made.values()))
         self._notes.warn([*problems, *self._problems])
         self._problems = []
@@ -205,9 +205,9 @@ class Reconstructions(Callback):
 
     # Its parts
 
-    def _give_up(self, problem: str) -> None:
-        self._disabled = True
-        self._problems.append(problem)
+    def _give_up(self, error: Exception) -> None:
+        self._failed = True
+        self._problems.append(describe_failure(error, RETRY))
 
     def _choose_images(self, trainer: pl.Trainer) -> tuple[Any, ShownImages]:
         if self._shown is None:

@@ -243,8 +243,8 @@ def test_sanity_check_leaves_no_picture(tmp_path):
     assert found == [False]
 
 
-@pytest.mark.parametrize("after", [0, 1, 4])
-def test_a_reconstruct_that_raises_does_not_kill_training(after, said, tmp_path):
+@pytest.mark.parametrize(("after", "calls_in_all"), [(0, 3), (1, 3), (4, 5)])
+def test_a_reconstruct_that_raises_does_not_kill_training(after, calls_in_all, said, tmp_path):
     mae, calls = make_mae(), []
     inner = mae.reconstruct
 
@@ -260,7 +260,7 @@ def test_a_reconstruct_that_raises_does_not_kill_training(after, said, tmp_path)
     assert trainer.state.finished and trainer.current_epoch == 2
     warned = [line for line in said if "no such thing" in line]
     assert len(warned) == 1 and "training goes on" in warned[0]
-    assert len(calls) == after + 1
+    assert len(calls) == calls_in_all, "each validation tries again"
     assert mae.training
 
 

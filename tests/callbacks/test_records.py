@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
-from strangers import Stranger, make_trainer, read_lines
+from strangers import CALM, Pictures, SmallCNN, Stranger, make_trainer, read_lines
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -71,6 +71,36 @@ def test_wandb_keeps_what_was_shown(kind, photos):
     for image in range(8):
         maps = [read(files / item[f"{KEYS[0]}.filenames"][image])[1] for item in shown]
         assert np.abs(maps[0] - maps[-1]).max() > 10, "maps must change while the model learns"
+
+
+def test_pytorch_lightning_is_lightning(tmp_path):
+    """The same classes by another import, with loggers of their own."""
+    import pytorch_lightning as other
+    import wandb
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Module(other.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = SmallCNN()
+
+        training_step = Stranger.training_step
+        validation_step = Stranger.validation_step
+        classify = Stranger.classify
+        configure_optimizers = Stranger.configure_optimizers
+
+    board = other.loggers.TensorBoardLogger(tmp_path / "board")
+    logger = other.loggers.WandbLogger(project="other", offline=True)
+    options = {**CALM, "logger": [board, logger], "max_epochs": 2}
+    trainer = other.Trainer(callbacks=[GradCAM()], **options)
+    trainer.fit(Module(), DataLoader(Pictures(12), 4), DataLoader(Pictures(12), 4))
+    files = Path(wandb.run.dir)
+    wandb.finish()
+    items = [record["history"]["item"] for record in inspect(files.parent) if "history" in record]
+    assert [item["epoch"] for item in items if "val/gradcam/true.count" in item] == [0, 1]
+    events = EventAccumulator(board.log_dir).Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("val/gradcam/true/")]
+    assert len(tags) == 8 and all(len(events.Images(tag)) == 2 for tag in tags)
 
 
 def read(file):

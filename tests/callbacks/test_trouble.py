@@ -1,8 +1,10 @@
 """Nothing that goes wrong with a picture stops a training run, and nothing stays behind."""
 
+import csv
 import gc
 import logging
 import pickle
+from pathlib import Path
 
 import lightning.pytorch.loggers as loggers
 import pytest
@@ -102,6 +104,31 @@ def test_trouble_is_said_once_and_what_was_written_stays(
     assert len(lines) == 16
     assert all((tmp_path / "gradcam" / line["file"]).stat().st_size for line in lines)
     assert count_hooks(module) == 0
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(image_logging, "_to_folder"), (shown_maps, "find_views"), (shown_maps, "draw_views")],
+)
+def test_after_one_failure_the_next_validation_is_whole(owner, name, warned, tmp_path, monkeypatch):
+    function, calls = getattr(owner, name), []
+
+    def fail_once(*args, **kwargs):
+        calls.append(True)
+        if len(calls) == 1:
+            raise OSError(5, "a hiccup")
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    logger = loggers.CSVLogger(tmp_path)
+    trainer = make_trainer(GradCAM(), logger=logger, max_epochs=3)
+    trainer.fit(Stranger())
+    assert len(warned) == 1 and "tries the next" in warned[0] and "a hiccup" in warned[0]
+    lines = read_lines(Path(logger.log_dir) / "gradcam")
+    assert [line["epoch"] for line in lines] == [1] * 16 + [2] * 16
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        measured = [row["val/gradcam/sparseness"] for row in csv.DictReader(file)]
+    assert len(set(filter(None, measured))) >= 2
 
 
 def test_disk_full_in_the_middle_of_a_picture(warned, tmp_path, monkeypatch):
