@@ -10,8 +10,9 @@ processes: what no loader of these files can pass. Loaders take turns in one run
 of the rounds' own; workers live through all rounds, and the first one only warms up. CPU time is of
 the main process and its workers: what to look at where other work shares the cores. "A core" is how
 many images one does a second, all processes together: what to plan a machine by. The lines "+
-RandAugment" put timm's `rand-m9-mstd0.5-inc1` on top, torchvision's (two operations of magnitude 9
-out of 30, which is weaker) with ImageFolder. Linux only. It needs `pip install webdataset`.
+RandAugment" put timm's `rand-m9-mstd0.5-inc1` on top, timm itself without `mstd0.5`, torchvision's
+(two operations of magnitude 9 out of 30, which is weaker) with ImageFolder. Linux only. It needs
+`pip install webdataset`.
 """
 
 import argparse
