@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from litcam.callbacks.alarm import Alarms, raise_alarms
 from litcam.callbacks.every import Every
-from litcam.callbacks.explained import describe_problems, merge
-from litcam.callbacks.extra_forward import find_sharding
-from litcam.callbacks.image_logging import gather, picture_folder
-from litcam.callbacks.map_metrics import MapMetrics
+from litcam.callbacks.explained.alarm import Alarms, raise_alarms
+from litcam.callbacks.explained.maps import describe_problems, merge
+from litcam.callbacks.explained.measured import MapMetrics
+from litcam.callbacks.explained.recorder import Recorder
+from litcam.callbacks.explained.shown_maps import ShownMaps, log_maps
 from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
-from litcam.callbacks.recorder import Recorder
-from litcam.callbacks.shown_images import find_labels
-from litcam.callbacks.shown_maps import ShownMaps, log_maps
-from litcam.explain.methods import find_method
+from litcam.callbacks.places.pictures import gather, picture_folder
+from litcam.callbacks.validation.beside import find_sharding
+from litcam.callbacks.validation.chosen import find_labels
+from litcam.explain.methods.formulas import find_method
 from litcam.explain.networks import is_compiled
 
 
@@ -44,7 +44,7 @@ class GradCAM(Callback):
             `litcam.explain.METRICS` that ask for no forward more: `"pointing_game"` and
             `"energy_inside"` where batches have `mask` or `box`, `"sparseness"`, `"drift"`,
             `"blank_maps"`. The others run more forwards, which `limit_val_batches` bounds; `()`
-            measures nothing. From them comes the alarm: see `litcam.callbacks.alarm.Alarms`.
+            measures nothing. From them comes the alarm.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
         name: in log keys and of the folder; two such callbacks need two names.

@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from litcam.callbacks.every import Every
-from litcam.callbacks.extra_forward import find_images, find_sharding, untouched
 from litcam.callbacks.notes import Notes, describe_failure, never_kills
-from litcam.callbacks.shown_images import ShownImages, find_labels, find_loaders
+from litcam.callbacks.validation.beside import find_images, find_sharding, untouched
+from litcam.callbacks.validation.chosen import ShownImages, find_labels, find_loaders
 
 TEMPERATURE = 0.07
 CHUNK = 1024

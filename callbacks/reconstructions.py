@@ -11,16 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from litcam.callbacks.every import Every
-from litcam.callbacks.explained import Names
-from litcam.callbacks.extra_forward import fetch_images, find_images, find_sharding, untouched
-from litcam.callbacks.image_logging import current_step, gather, log_images, picture_folder
-from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
-from litcam.callbacks.reconstruction_views import (
+from litcam.callbacks.explained.maps import Names
+from litcam.callbacks.explained.reconstruction_views import (
     Reconstructed,
     draw_reconstructions,
     reconstruct_images,
 )
-from litcam.callbacks.shown_images import Pixels, ShownImages, find_dataset, find_loaders
+from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
+from litcam.callbacks.places.pictures import current_step, gather, log_images, picture_folder
+from litcam.callbacks.validation.beside import fetch_images, find_images, find_sharding, untouched
+from litcam.callbacks.validation.chosen import Pixels, ShownImages, find_dataset, find_loaders
 
 
 class Reconstructions(Callback):

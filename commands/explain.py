@@ -21,7 +21,7 @@ from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform, normalize
 from litcam.explain.comparison import Cell, explain_photo
 from litcam.explain.figures import Picture, enlarge
-from litcam.explain.methods import CLASS_FREE, METHODS, SLOW_METHODS
+from litcam.explain.methods.formulas import CLASS_FREE, METHODS, SLOW_METHODS
 
 PAGE = """\
 usage: litcam explain PHOTO [PHOTO …] --models NAME [NAME …] [OPTIONS]

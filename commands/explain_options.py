@@ -13,7 +13,7 @@ from litcam.commands import errors
 from litcam.commands.config_files import find_configs
 from litcam.commands.options import OptionParser
 from litcam.datamodules.sources.layouts import is_image
-from litcam.explain.methods import METHODS, SLOW_METHODS
+from litcam.explain.methods.formulas import METHODS, SLOW_METHODS
 
 Key = TypeVar("Key")
 

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from litcam.commands.options import OptionParser
-from litcam.explain.report import write_report
+from litcam.report.writing import write_report
 
 PAGE = """\
 usage: litcam report [RUN] [OPTIONS]

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger as AnyWandbLogger
 
-from litcam.explain.report import write_report
+from litcam.report.writing import write_report
 
 
 def describe(model: LightningModule) -> str:

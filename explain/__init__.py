@@ -1,23 +1,17 @@
 """How a prediction is explained, in plain PyTorch: no Lightning in this room."""
 
 from litcam.explain.cam import CAM, find_target_layer
-from litcam.explain.drift import Drift
-from litcam.explain.faithfulness import AverageDropIncrease, DeletionInsertion
-from litcam.explain.guided import guided_gradcam
-from litcam.explain.methods import METHODS, SLOW_METHODS, scale_maps
-from litcam.explain.metrics import (
-    METRICS,
-    BlankMaps,
-    EnergyInside,
-    PointingGame,
-    Sparseness,
-    find_metric,
-)
+from litcam.explain.layers.layout import TargetLayer
+from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, scale_maps
+from litcam.explain.methods.guided import guided_gradcam
+from litcam.explain.methods.slow import count_forwards, slow_map
+from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics.faithfulness import AverageDropIncrease, DeletionInsertion
+from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame, Sparseness
+from litcam.explain.metrics.randomisation import randomisation_check
+from litcam.explain.metrics.road import ROAD
+from litcam.explain.metrics.table import METRICS, find_metric
 from litcam.explain.networks import NetworkFinder
-from litcam.explain.randomisation import randomisation_check
-from litcam.explain.road import ROAD
-from litcam.explain.slow_methods import count_forwards, slow_map
-from litcam.explain.target_layers import TargetLayer
 
 __all__ = [
     "CAM",

@@ -8,10 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from litcam.explain.methods import Method, find_method, scale_maps
+from litcam.explain.layers.layout import TargetLayer
+from litcam.explain.methods.formulas import Method, find_method, scale_maps
 from litcam.explain.networks import evaluating, frozen, unwrap
 from litcam.explain.recording import Arguments, Keywords, Recording
-from litcam.explain.target_layers import TargetLayer
 
 Classes = Tensor | Sequence[int] | Sequence[Sequence[int]] | int | None
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explain.cam import CAM
-from litcam.explain.methods import CLASS_FREE, SLOW_METHODS, scale_maps
-from litcam.explain.slow_methods import slow_map
+from litcam.explain.methods.formulas import CLASS_FREE, SLOW_METHODS, scale_maps
+from litcam.explain.methods.slow import slow_map
 
 __all__ = ["Cell", "explain_photo"]
 

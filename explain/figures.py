@@ -1,5 +1,6 @@
 """Pictures one looks at: overlays, panels and comparison grids, as uint8 arrays `(h, w, 3)`."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,17 @@ def overlay(photo: Picture, heatmap: Heat) -> Picture:
         photo.astype(np.float32) / 255, heatmap, use_rgb=True, image_weight=0.5
     )
     return blended
+
+
+def pack_map(raw: npt.NDArray[np.float32]) -> str:
+    """A map `(height, width)`, nothing below 0, in 256 levels of its maximum; zero if not finite.
+
+    >>> pack_map(np.array([[0.0, 1.0], [2.0, 4.0]], np.float32))
+    'AECA/w=='
+    """
+    high = raw.max() if np.isfinite(raw).all() else 0.0
+    levels = np.round(255 * (raw / high)) if high > 0 else np.zeros_like(raw)
+    return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
 
 
 def enlarge(photo: Picture, short_side: int = 224) -> Picture:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
+from litcam.explain.layers.survey import Survey
 from litcam.explain.networks import (
     copy_inference,
     detach,
@@ -15,8 +17,6 @@ from litcam.explain.networks import (
     frozen,
     run_eagerly,
 )
-from litcam.explain.survey import Survey
-from litcam.explain.target_layers import TargetLayer, find_layout, find_module
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from litcam.callbacks import GradCAM, WandbLogger
-from litcam.callbacks.alarm import Alarms, Measured, RightAnswers
+from litcam.callbacks.explained.alarm import Alarms, Measured, RightAnswers
 from litcam.datamodules import SyntheticDataModule
 from litcam.lightning_modules import Classifier
 

@@ -19,7 +19,7 @@ from test_untouched import MID_WINDOW, assert_same, run
 from torch import nn
 
 from litcam.callbacks import GradCAM
-from litcam.callbacks.map_metrics import MapMetrics
+from litcam.callbacks.explained.measured import MapMetrics
 from litcam.datamodules import SyntheticDataModule
 from litcam.explain import CAM, ROAD, AverageDropIncrease, DeletionInsertion
 

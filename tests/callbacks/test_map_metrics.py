@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from litcam.callbacks import GradCAM
 from litcam.datamodules import SyntheticDataModule
 from litcam.explain import CAM
-from litcam.explain.metrics import EnergyInside, PointingGame, Sparseness
+from litcam.explain.metrics.maps import EnergyInside, PointingGame, Sparseness
 from litcam.lightning_modules import Classifier
 
 NAMES = ["pointing_game", "energy_inside", "sparseness", "drift"]

@@ -170,7 +170,9 @@ def test_beside_grad_cam(first, said, tmp_path):
     assert len(said) == 2
 
 
-@pytest.mark.parametrize("name", ["neighbours", "reconstructions", "reconstruction_views"])
+@pytest.mark.parametrize(
+    "name", ["neighbours", "reconstructions", "explained.reconstruction_views"]
+)
 def test_examples_in_docstrings(name):
     failed, tried = doctest.testmod(importlib.import_module(f"litcam.callbacks.{name}"))
     assert tried and not failed

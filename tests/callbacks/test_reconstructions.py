@@ -21,8 +21,8 @@ from strangers import Stranger, make_trainer, read_lines
 from torch.utils.data import DataLoader, TensorDataset
 
 from litcam.callbacks import Neighbours, Reconstructions, reconstructions
-from litcam.callbacks.reconstruction_views import reconstruct_images
-from litcam.callbacks.shown_images import Pixels
+from litcam.callbacks.explained.reconstruction_views import reconstruct_images
+from litcam.callbacks.validation.chosen import Pixels
 
 KEY, FOLDER, GAP, SIDE = "val/reconstructions", "reconstructions", 4, 224
 

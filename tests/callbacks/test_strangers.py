@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
 
 from litcam.callbacks import GradCAM
-from litcam.callbacks.shown_images import ShownImages
+from litcam.callbacks.validation.chosen import ShownImages
 
 LOG = "lightning.pytorch.callbacks.litcam"
 

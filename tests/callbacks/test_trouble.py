@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from strangers import Stranger, count_hooks, make_trainer, read_lines
 from torch import nn
 
-from litcam.callbacks import GradCAM, image_logging, shown_maps
+from litcam.callbacks import GradCAM
+from litcam.callbacks.explained import shown_maps
+from litcam.callbacks.places import pictures
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def fail_after(number, error, function):
     ("owner", "name", "error"),
     [
         (shown_maps, "draw_views", ValueError("cannot draw")),
-        (image_logging, "_to_folder", OSError(28, "No space left on device")),
+        (pictures, "_to_folder", OSError(28, "No space left on device")),
         (shown_maps, "find_views", RuntimeError("inside a batch")),
     ],
 )
@@ -108,7 +110,7 @@ def test_trouble_is_said_once_and_what_was_written_stays(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(image_logging, "_to_folder"), (shown_maps, "find_views"), (shown_maps, "draw_views")],
+    [(pictures, "_to_folder"), (shown_maps, "find_views"), (shown_maps, "draw_views")],
 )
 def test_after_one_failure_the_next_validation_is_whole(owner, name, warned, tmp_path, monkeypatch):
     function, calls = getattr(owner, name), []
@@ -132,8 +134,8 @@ def test_after_one_failure_the_next_validation_is_whole(owner, name, warned, tmp
 
 
 def test_disk_full_in_the_middle_of_a_picture(warned, tmp_path, monkeypatch):
-    save = fail_after(5, OSError(28, "No space left on device"), image_logging.Image.Image.save)
-    monkeypatch.setattr(image_logging.Image.Image, "save", save)
+    save = fail_after(5, OSError(28, "No space left on device"), pictures.Image.Image.save)
+    monkeypatch.setattr(pictures.Image.Image, "save", save)
     trainer = make_trainer(GradCAM())
     trainer.fit(Stranger())
     assert trainer.state.finished and len(warned) == 1 and "No space left" in warned[0]

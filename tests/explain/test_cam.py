@@ -420,7 +420,7 @@ def test_nothing_is_left_over_after_many_rounds(search):
 
 
 def test_a_survey_keeps_only_what_the_last_layers_need(monkeypatch):
-    from litcam.explain.survey import Survey
+    from litcam.explain.layers.survey import Survey
 
     surveys, peak = [], []
     start = Survey.__init__

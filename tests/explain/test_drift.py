@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from litcam.explain.drift import Drift
-from litcam.explain.regions import resize_maps
+from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics.regions import resize_maps
 
 
 def make(num, seed=0):

@@ -8,12 +8,16 @@ import pytest
 
 import litcam.explain
 
-MODULES = [module.name for module in pkgutil.iter_modules(litcam.explain.__path__)]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(litcam.explain.__path__, "litcam.explain.")
+    if not module.ispkg
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    failed, _ = doctest.testmod(importlib.import_module(f"litcam.explain.{name}"))
+    failed, _ = doctest.testmod(importlib.import_module(name))
     assert not failed
 
 

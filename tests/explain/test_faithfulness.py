@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from litcam.explain.faithfulness import AverageDropIncrease, DeletionInsertion
+from litcam.explain.metrics.faithfulness import AverageDropIncrease, DeletionInsertion
 
 SOFTMAX = partial(torch.softmax, dim=-1)
 

@@ -11,7 +11,7 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from litcam.explain import CAM, METHODS, SLOW_METHODS, scale_maps
-from litcam.explain.methods import find_method
+from litcam.explain.methods.formulas import find_method
 
 
 class EigenCAM(peers.EigenCAM):

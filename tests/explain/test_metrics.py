@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torchmetrics import MetricCollection
 
-import litcam.explain.faithfulness  # its metrics join METRICS  # noqa: F401
 from litcam.datamodules import SyntheticDataModule
-from litcam.explain.drift import Drift
-from litcam.explain.metrics import METRICS, EnergyInside, PointingGame, Sparseness, find_metric
-from litcam.explain.regions import find_masks
+from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics.maps import EnergyInside, PointingGame, Sparseness
+from litcam.explain.metrics.regions import find_masks
+from litcam.explain.metrics.table import METRICS, find_metric
 
 SIZE = (24, 30)
 
@@ -246,8 +246,8 @@ SCRIPT = """
 import json, sys
 import torch
 from test_metrics import SIZE, make
-from litcam.explain.drift import Drift
-from litcam.explain.metrics import EnergyInside, PointingGame, Sparseness
+from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics.maps import EnergyInside, PointingGame, Sparseness
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from litcam.explain import EnergyInside, PointingGame, Sparseness
-from litcam.explain.regions import resize_maps, unit_maps
+from litcam.explain.metrics.regions import resize_maps, unit_maps
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

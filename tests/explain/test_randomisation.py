@@ -6,7 +6,7 @@ import timm
 import torch
 from scipy.stats import spearmanr
 
-from litcam.explain.randomisation import randomisation_check, rank_correlation
+from litcam.explain.metrics.randomisation import randomisation_check, rank_correlation
 
 
 def test_rank_correlation_equals_scipy():

@@ -10,8 +10,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from test_faithfulness import Counting, Small
 
 from litcam.explain import METRICS, ROAD
-from litcam.explain.regions import resize_maps
-from litcam.explain.road import _solve
+from litcam.explain.metrics.regions import resize_maps
+from litcam.explain.metrics.road import _solve
 
 PERCENTILES = [10, 30, 55, 90]
 

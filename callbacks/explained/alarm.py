@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from litcam.callbacks.image_logging import current_step, find_loggers
-from litcam.explain.image_mean import ImageMean
+from litcam.callbacks.places.pictures import current_step, find_loggers
+from litcam.explain.metrics.image_mean import ImageMean
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 

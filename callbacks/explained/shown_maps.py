@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from litcam.callbacks.explained import Explained, Names, explain_images, find_views
-from litcam.callbacks.heatmap_views import draw_views
-from litcam.callbacks.image_logging import current_step, log_images
-from litcam.callbacks.recorder import Recorder
-from litcam.callbacks.shown_images import (
+from litcam.callbacks.explained.maps import Explained, Names, explain_images, find_views
+from litcam.callbacks.explained.recorder import Recorder
+from litcam.callbacks.explained.views import draw_views
+from litcam.callbacks.places.pictures import current_step, log_images
+from litcam.callbacks.validation.chosen import (
     Pixels,
     ShownImages,
     find_dataset,

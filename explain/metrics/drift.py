@@ -7,9 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from litcam.explain.image_mean import ImageMean
-from litcam.explain.metrics import METRICS, MetricEntry
-from litcam.explain.regions import resize_maps, unit_maps
+from litcam.explain.metrics.image_mean import ImageMean
+from litcam.explain.metrics.regions import resize_maps, unit_maps
 
 
 class Drift(ImageMean):
@@ -107,6 +106,3 @@ def _correlate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     defined = (a.norm(dim=1) > floor) & (b.norm(dim=1) > floor)
     product = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     return product.clamp(-1, 1), defined
-
-
-METRICS["drift"] = MetricEntry(Drift, "index")

@@ -6,7 +6,6 @@ were. Update them outside of `with CAM(...)`, which would record their forwards.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,11 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from litcam.explain.image_mean import ImageMean
-from litcam.explain.methods import scale_maps
-from litcam.explain.metrics import METRICS, MetricEntry
+from litcam.explain.methods.formulas import scale_maps
+from litcam.explain.metrics.image_mean import ImageMean
+from litcam.explain.metrics.regions import is_constant, resize_maps, unit_maps
 from litcam.explain.networks import find_logits, unwrap
-from litcam.explain.regions import is_constant, resize_maps, unit_maps
 
 
 class AverageDropIncrease(ImageMean):
@@ -221,13 +219,3 @@ def find_heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     units = unit_maps(maps)
     stretched = scale_maps(units, (units.shape[1], units.shape[2]))
     return resize_maps(stretched, (images.shape[2], images.shape[3])), ~is_constant(units)
-
-
-METRICS["average_drop"] = MetricEntry(AverageDropIncrease, "network", "lower", 1, "average_drop")
-METRICS["increase"] = MetricEntry(AverageDropIncrease, "network", "higher", 1, "increase")
-METRICS["deletion"] = MetricEntry(
-    partial(DeletionInsertion, curves=("deletion",)), "network", "lower", 20, "deletion"
-)
-METRICS["insertion"] = MetricEntry(
-    partial(DeletionInsertion, curves=("insertion",)), "network", "higher", 20, "insertion"
-)

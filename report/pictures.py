@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from litcam.explain.figures import GAP, Picture
-from litcam.explain.recorded_maps import pack_picture
+from litcam.report.packing import pack_picture
 
 Line = dict[str, Any]
 # A stop of the slider for each epoch, thinned evenly beyond these: maps are small, pictures not.

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from litcam.explain.cam import CAM
+from litcam.explain.layers.layout import TargetLayer, find_module
 from litcam.explain.networks import unwrap
-from litcam.explain.target_layers import TargetLayer, find_module
 
 
 def randomisation_check(

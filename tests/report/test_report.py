@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from litcam.explain import scale_maps
-from litcam.explain.figures import GAP, overlay
-from litcam.explain.recorded_maps import pack_map
-from litcam.explain.report import write_report
+from litcam.explain.figures import GAP, overlay, pack_map
+from litcam.report.writing import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 EVIL = '</script><img src=x onerror="alert(1)"><b>&amp;'

@@ -1,21 +1,16 @@
 """How good a map is, from the map alone: torchmetrics that cost no forward.
 
-Each is a mean over images, summed on the device and synchronised over ranks. `METRICS` names
-them for an option; `drift` joins it from `litcam.explain.drift`, those that need more forwards
-from `litcam.explain.faithfulness`.
+Each is a mean over images, summed on the device and synchronised over ranks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from litcam.explain.image_mean import ImageMean
-from litcam.explain.regions import (
+from litcam.explain.metrics.image_mean import ImageMean
+from litcam.explain.metrics.regions import (
     ROUNDING,
     dilate,
     find_masks,
@@ -171,42 +166,3 @@ class BlankMaps(ImageMean):
         floats = {name: kind.float() for name, kind in kinds.items()}
         blank = (broken | zero | constant).float()
         self._add(torch.ones_like(broken), blank_maps=blank, **floats)
-
-
-@dataclass(frozen=True)
-class MetricEntry:
-    """How to make a metric, and what it needs.
-
-    Attributes:
-        make: names with the same `make` share one metric.
-        needs: what `update` takes besides maps: a `region`, the `index` or the `network`.
-        better: which way is better, if either.
-        forwards_per_image: what it costs besides the forward that made the map.
-        value: its key in the dict from `compute`; empty where that is a scalar.
-    """
-
-    make: Callable[[], ImageMean]
-    needs: Literal["", "region", "index", "network"] = ""
-    better: Literal["", "higher", "lower"] = ""
-    forwards_per_image: int = 0
-    value: str = ""
-
-
-METRICS: dict[str, MetricEntry] = {
-    "pointing_game": MetricEntry(PointingGame, "region", "higher"),
-    "energy_inside": MetricEntry(EnergyInside, "region", "higher"),
-    "sparseness": MetricEntry(Sparseness),
-    "blank_maps": MetricEntry(BlankMaps, "", "lower"),
-}
-
-
-def find_metric(name: str) -> MetricEntry:
-    """The metric called `name`.
-
-    Raises:
-        ValueError: there is none; the message offers close matches.
-    """
-    if name in METRICS:
-        return METRICS[name]
-    near = get_close_matches(name, METRICS, n=3) or sorted(METRICS)
-    raise ValueError(f"metric {name!r} is unknown; did you mean {', '.join(near)}?")

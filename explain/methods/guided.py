@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from litcam.explain.cam import CAM, Classes, as_table
+from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.networks import evaluating, find_trained, frozen, unwrap
-from litcam.explain.target_layers import TargetLayer
 
 RELUS: tuple[Callable[..., Any], ...] = (
     F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_

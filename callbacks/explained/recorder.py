@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from litcam.explain import CAM, NetworkFinder, TargetLayer
-from litcam.explain.target_layers import find_module, resolve_indices
+from litcam.explain.layers.layout import find_module, resolve_indices
 
 
 class Recorder:

@@ -10,12 +10,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from litcam.callbacks.alarm import Measured, RightAnswers
-from litcam.callbacks.extra_forward import untouched
-from litcam.callbacks.shown_images import find_labels
+from litcam.callbacks.explained.alarm import Measured, RightAnswers
+from litcam.callbacks.validation.beside import untouched
+from litcam.callbacks.validation.chosen import find_labels
 from litcam.explain import CAM, ROAD
-from litcam.explain.image_mean import ImageMean
-from litcam.explain.metrics import METRICS, BlankMaps, EnergyInside, PointingGame, find_metric
+from litcam.explain.metrics.image_mean import ImageMean
+from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame
+from litcam.explain.metrics.table import METRICS, find_metric
 from litcam.explain.networks import run_eagerly
 
 __all__ = ["MapMetrics"]

@@ -8,9 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from litcam.explain.faithfulness import asking, find_heat
-from litcam.explain.image_mean import ImageMean
-from litcam.explain.metrics import METRICS, MetricEntry
+from litcam.explain.metrics.faithfulness import asking, find_heat
+from litcam.explain.metrics.image_mean import ImageMean
 
 
 class ROAD(ImageMean):
@@ -141,8 +140,3 @@ def _solve(image: Tensor, known: Tensor) -> Tensor:
     filled = pixels.copy()
     filled[:, ~mask] = factors.solve(right).T
     return torch.from_numpy(filled)
-
-
-METRICS["road"] = MetricEntry(ROAD, "network", "higher", 18, "road")
-METRICS["road_morf"] = MetricEntry(ROAD, "network", "lower", 18, "road_morf")
-METRICS["road_lerf"] = MetricEntry(ROAD, "network", "higher", 18, "road_lerf")

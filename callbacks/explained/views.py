@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from litcam.callbacks.explained import Explained, Names
-from litcam.callbacks.image_logging import LoggedImage
-from litcam.explain.figures import enlarge, overlay
-from litcam.explain.methods import scale_maps
-from litcam.explain.recorded_maps import pack_map
+from litcam.callbacks.explained.maps import Explained, Names
+from litcam.callbacks.places.pictures import LoggedImage
+from litcam.explain.figures import enlarge, overlay, pack_map
+from litcam.explain.methods.formulas import scale_maps
 
 
 def draw_views(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
+from litcam.explain.layers.layout import Layout, TargetLayer
 from litcam.explain.networks import timm_models
-from litcam.explain.target_layers import Layout, TargetLayer
 
 
 @dataclass

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from litcam.callbacks.explained import Names
-from litcam.callbacks.image_logging import LoggedImage
-from litcam.callbacks.shown_images import Pixels
+from litcam.callbacks.explained.maps import Names
+from litcam.callbacks.places.pictures import LoggedImage
+from litcam.callbacks.validation.chosen import Pixels
 from litcam.explain.figures import Picture, enlarge
 
 GREY = 128

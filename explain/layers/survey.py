@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litcam.explain.choosing import Candidate, Chooser
-from litcam.explain.target_layers import TargetLayer, find_layout
+from litcam.explain.layers.choosing import Candidate, Chooser
+from litcam.explain.layers.layout import TargetLayer, find_layout
 
 # Enough to walk back over the last block of a transformer, norms and containers included.
 NUM_CANDIDATES = 24

@@ -8,9 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from litcam.explain.recorded_maps import pack_colours
-from litcam.explain.run_curves import draw_curves, find_facts, read_metrics
-from litcam.explain.run_pictures import (
+from litcam.report.curves import draw_curves, find_facts, read_metrics
+from litcam.report.packing import pack_colours
+from litcam.report.pictures import (
     read_figures,
     read_heatmaps,
     read_lines,
@@ -70,7 +70,7 @@ def write_report(folder: Path, file: Path | None = None, *, explained: Sequence[
 
 def _fill(*, title: str, config: str, versions: str, run: dict[str, Any]) -> str:
     """The page; everything that comes from data is escaped."""
-    place = files("litcam.explain") / "page"
+    place = files("litcam.report") / "page"
     # Inside a script nothing may look like its end, and no comment may begin.
     data = json.dumps(run, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     scripts = "\n".join((place / name).read_text(encoding="utf-8") for name in SCRIPTS)

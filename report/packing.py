@@ -1,24 +1,12 @@
-"""Maps and pictures as short texts: in the record of a run and in its report."""
+"""Pictures and colours as short texts, for the page."""
 
 import base64
 import io
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from litcam.explain.figures import Picture
-
-
-def pack_map(raw: npt.NDArray[np.float32]) -> str:
-    """A map `(height, width)`, nothing below 0, in 256 levels of its maximum; zero if not finite.
-
-    >>> pack_map(np.array([[0.0, 1.0], [2.0, 4.0]], np.float32))
-    'AECA/w=='
-    """
-    high = raw.max() if np.isfinite(raw).all() else 0.0
-    levels = np.round(255 * (raw / high)) if high > 0 else np.zeros_like(raw)
-    return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
 
 
 def pack_picture(picture: Picture, short_side: int, quality: int = 80) -> str:

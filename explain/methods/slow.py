@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from litcam.explain.guided import one_class
-from litcam.explain.methods import METHODS, SLOW_METHODS, find_method
+from litcam.explain.layers.layout import TargetLayer
+from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, find_method
+from litcam.explain.methods.guided import one_class
 from litcam.explain.networks import (
     copy_inference,
     evaluating,
@@ -21,7 +22,6 @@ from litcam.explain.networks import (
     unwrap,
 )
 from litcam.explain.recording import Recording
-from litcam.explain.target_layers import TargetLayer
 
 
 def slow_map(

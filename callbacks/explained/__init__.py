@@ -1,0 +1,1 @@
+"""What is kept of a validation: maps and reconstructions, their numbers, and the alarm."""

@@ -1,0 +1,1 @@
+"""Which layer a map is made at: its layout, a survey of the candidates, the choice."""
