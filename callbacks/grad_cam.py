@@ -17,7 +17,6 @@ from litcam.callbacks.explained.shown_maps import ShownMaps, log_maps
 from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
 from litcam.callbacks.places.pictures import gather, picture_folder
 from litcam.callbacks.validation.beside import find_sharding
-from litcam.callbacks.validation.chosen import find_labels
 from litcam.explain.methods.formulas import find_method
 from litcam.explain.networks import is_compiled
 
@@ -169,7 +168,7 @@ class GradCAM(Callback):
         if not self._positions and (dataloader_idx or not self._measured):
             return
         assert self._recorder is not None
-        self._recorder.start()
+        self._recorder.start(batch)
         self._recording = True
 
     @never_kills
@@ -187,7 +186,8 @@ class GradCAM(Callback):
         recording, self._recording = self._recording, False
         if not recording or self._recorder is None:
             return
-        cam, problem = self._recorder.stop(find_labels(batch))
+        num_classes = self._shown.count_classes(trainer, dataloader_idx)
+        cam, problem = self._recorder.stop(batch, num_classes)
         if cam is None:
             self._problems.append(problem)
             return

@@ -11,7 +11,6 @@ from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame, S
 from litcam.explain.metrics.randomisation import randomisation_check
 from litcam.explain.metrics.road import ROAD
 from litcam.explain.metrics.table import METRICS, find_metric
-from litcam.explain.networks import NetworkFinder
 
 __all__ = [
     "CAM",
@@ -24,7 +23,6 @@ __all__ = [
     "DeletionInsertion",
     "Drift",
     "EnergyInside",
-    "NetworkFinder",
     "PointingGame",
     "Sparseness",
     "TargetLayer",

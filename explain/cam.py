@@ -1,17 +1,19 @@
 """Class activation maps out of the forward that happens anyway."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.methods.formulas import Method, find_method, scale_maps
-from litcam.explain.networks import evaluating, frozen, unwrap
-from litcam.explain.recording import Arguments, Keywords, Recording
+from litcam.explain.networks import unwrap
+from litcam.explain.recording import Recording
+from litcam.explain.scores import Target
+from litcam.explain.untouched import evaluating, frozen
 
 Classes = Tensor | Sequence[int] | Sequence[Sequence[int]] | int | None
 
@@ -27,7 +29,10 @@ class CAM:
         network: a classifier: any module that takes images `(batch, channels, height, width)` and
             returns logits `(batch, num_classes)`, or an object with `logits`.
         method: a name in `litcam.explain.METHODS`.
-        target_layer: a dotted name or a module; by default found in the first forward.
+        target_layer: a dotted name or a module; by default found before the first forward, on two
+            of its images.
+        target: from the network's output to what is explained, one number an image `(batch,)` or
+            several `(batch, k)`, which then are the classes; by default its logits.
 
     Raises:
         ValueError: no such method or layer; the message offers close matches.
@@ -46,10 +51,12 @@ class CAM:
         network: nn.Module,
         method: str = "gradcam",
         target_layer: str | nn.Module | TargetLayer | None = None,
+        *,
+        target: Target | None = None,
     ) -> None:
         self.network = unwrap(network)
         self._method = find_method(method)
-        self._recording = Recording(self.network, target_layer)
+        self._recording = Recording(self.network, target_layer, target)
 
     def __enter__(self) -> Self:
         self._recording.open()
@@ -126,9 +133,18 @@ class CAM:
         height, width = size or self.images.shape[-2:]
         return scale_maps(maps, (height, width))
 
-    def start(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
-        """Begins recording a forward whose pre-hooks are running; returns its new arguments."""
-        return self._recording.start(self.network, args, kwargs) or (args, kwargs)
+    @property
+    def num_forwards(self) -> int:
+        """How many forwards of images there were since it was entered, or since `expect`."""
+        return self._recording.num_forwards
+
+    def expect(self, images: Tensor | None) -> None:
+        """Begins a step: of its forwards the one of these very `images` is kept, else the first."""
+        self._recording.expect(images)
+
+    def around(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Records a forward of the network without entering; gives what it gives."""
+        return self._recording.around(forward, args, kwargs)
 
     def release(self) -> None:
         """Lets the recorded graph go."""

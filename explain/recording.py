@@ -1,5 +1,6 @@
-"""Recording the graph from a layer to the logits inside a forward that happens anyway."""
+"""Recording the graph from a layer to the scores inside a forward that happens anyway."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -7,30 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
-from litcam.explain.layers.survey import Survey
-from litcam.explain.networks import (
-    copy_inference,
-    detach,
-    find_images,
-    find_logits,
-    find_trained,
-    frozen,
-    run_eagerly,
-)
+from litcam.explain.layers.order import check_order
+from litcam.explain.layers.survey import Call, find_layer
+from litcam.explain.networks import copy_inference, detach, find_images, run_eagerly
+from litcam.explain.scores import RefusalError, Target, find_scores
+from litcam.explain.untouched import StandIn, find_trained, frozen, ours, shielding
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
+# Recordings whose network is being called, the innermost last.
+_running: list["Recording"] = []
+# Where images are that one of them has copied, and where those were that it copied.
+_copied: dict[int, int] = {}
+
 
 class Recording:
-    """Two hooks: the target layer's output becomes a leaf, the network's logits are kept.
+    """Around a network's forward: the target layer's output becomes a leaf, the scores are kept.
 
     Between them grad is on, whatever the caller's mode; what the caller gets back is what a plain
-    forward gives. Nothing raises inside the caller's forward: `failure` says what went wrong.
+    forward gives. Nothing raises inside the caller's forward: what cannot be recorded runs plainly,
+    and `failure` says why. Nothing outside keeps a part of the graph.
 
     Args:
         network: the network whose forwards are recorded.
-        target_layer: as for `CAM`; by default found in the first forward.
+        target_layer: as for `CAM`; by default found before the first forward, on two of its images.
+        target: as for `CAM`.
 
     Attributes:
         layer: the `TargetLayer` in use, or None before the first forward.
@@ -38,83 +41,149 @@ class Recording:
         activations: the layer's output, in the graph of `logits`.
         logits: what the network answered, `(batch, num_classes)`.
         failure: why the last forward cannot be explained, or an empty line.
-        training_through: whether the caller's grad mode was on.
         frozen: the parameters that did not require grad during the forward, but do otherwise.
+        expected: where given, of several forwards the one of these very images is kept, else the
+            first; otherwise the last.
+        num_forwards: how many there were since it was opened or expected.
 
     Raises:
         ValueError: no such layer; the message offers close matches.
     """
 
     def __init__(
-        self, network: nn.Module, target_layer: str | nn.Module | TargetLayer | None
+        self,
+        network: nn.Module,
+        target_layer: str | nn.Module | TargetLayer | None,
+        target: Target | None = None,
     ) -> None:
-        self.network = network
+        self.network, self._target = network, target
         self.layer: TargetLayer | None = None
-        self.images: Tensor | None = None
-        self.activations: Tensor | None = None
-        self.logits: Tensor | None = None
         self.failure = ""
-        self.training_through = False
         self.frozen: list[nn.Parameter] = []
         self._given: tuple[str, nn.Module] | None = None
+        self._checked = isinstance(target_layer, TargetLayer)
         if isinstance(target_layer, TargetLayer):
             self.layer, self._given = target_layer, (target_layer.name, target_layer.module)
         elif target_layer is not None:
             self._given = find_module(network, target_layer)
-        self._survey: Survey | None = None
-        self._hooks = ExitStack()  # from open to close
-        self._call = ExitStack()  # from the beginning to the end of a forward
-        self._in_call = False
+        self._refusal, self._open = "", ExitStack()
+        self.expect(None)
+        self.release()
 
     def open(self) -> None:
-        """Puts the hooks on."""
-        self._hooks.enter_context(run_eagerly())
-        before = self.network.register_forward_pre_hook(self.start, with_kwargs=True)
-        after = self.network.register_forward_hook(
-            self._after, prepend=True, with_kwargs=True, always_call=True
-        )
-        self._hooks.callback(before.remove)
-        self._hooks.callback(after.remove)
+        """Puts itself around the network's forward."""
+        self._refusal, self.num_forwards = "", 0
+        self._open.enter_context(run_eagerly())
+        self._open.callback(StandIn.enter(self.network, self.around))
 
     def close(self) -> None:
-        """Takes them off and restores the modes, wherever the forward broke off."""
-        self._end_call()
-        self._hooks.close()
+        """Takes itself away again."""
+        self._open.close()
+
+    def expect(self, images: Tensor | None) -> None:
+        """Begins a step whose batch holds these images."""
+        self.expected, self._found, self.num_forwards = images, False, 0
 
     def release(self) -> None:
         """Lets the recorded graph go."""
-        self.logits = self.activations = self.images = None
+        self.images: Tensor | None = None
+        self.activations: Tensor | None = None
+        self.logits: Tensor | None = None
 
-    def start(
-        self, module: nn.Module, args: Arguments, kwargs: Keywords
-    ) -> tuple[Arguments, Keywords] | None:
-        """Begins to record a forward, before it runs; may return changed arguments."""
+    def around(self, forward: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Any:
+        """A forward, recorded where it can be."""
         images = find_images(args, kwargs)
-        if self._in_call or images is None:
-            return None
+        if self in _running or images is None or not self._is_wanted(images):
+            return forward(*args, **kwargs)
         self.release()
-        self._in_call, self.failure, self.images = True, "", images.detach()
-        self.training_through, self.frozen = torch.is_grad_enabled(), []
-        if torch.is_inference_mode_enabled():
-            # Tensors made under inference mode could not be saved for the backward later.
-            self._call.enter_context(torch.inference_mode(False))
-            self._call.enter_context(torch.no_grad())
-            args, kwargs = copy_inference(args), copy_inference(kwargs)
-        self._call.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
-        if not self.training_through:
-            # A network that caches something made of its parameters would keep a graph in it.
-            self.frozen = find_trained(self.network)
-            self._call.enter_context(frozen(self.frozen))
-        if self._given is not None:
-            hook = self._given[1].register_forward_hook(self._at_target_layer)
-            self._call.callback(hook.remove)
-        else:
-            torch.set_grad_enabled(True)
-            self._survey = Survey(self.network, images.shape, keep_graph=self.training_through)
-            self._call.callback(self._survey.close)
-        return args, kwargs
+        self.failure, self.images = self._refusal, images.detach()
+        if self._refusal:
+            return forward(*args, **kwargs)
+        draw_again = _keep_random_numbers(images)
+        _running.append(self)
+        try:
+            return self._record(Call(forward, args, kwargs, images))
+        except Exception as error:
+            problem = self._describe(error)
+        except BaseException:
+            self.release()
+            raise
+        finally:
+            _running.remove(self)
+        # The error's traceback is gone, and with it what the recorded forward held.
+        self.release()
+        draw_again()
+        refusal, self._refusal, self.failure = self._refusal, "", ""
+        output = forward(*args, **kwargs)
+        # Else the plain forward fails as well, and it is not for us to say why.
+        self._refusal, self.failure = refusal, refusal or problem
+        return output
 
+    def _is_wanted(self, images: Tensor) -> bool:
+        self.num_forwards += 1
+        if self.expected is None:
+            return True
+        place = _copied.get(images.data_ptr(), images.data_ptr())
+        matches = images.shape == self.expected.shape and place == self.expected.data_ptr()
+        wanted = self.logits is None or (matches and not self._found)
+        self._found |= matches
+        return wanted
+
+    def _record(self, call: Call) -> Any:
+        through = torch.is_grad_enabled()
+        self.frozen = [] if through else find_trained(self.network)
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                # Tensors made under inference mode could not be saved for the backward later.
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+                given, call = call, call.change(copy_inference)
+                _copied[call.images.data_ptr()] = given.images.data_ptr()
+                stack.callback(_copied.pop, call.images.data_ptr(), None)
+            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+            if not through:
+                # A network that caches something made of its parameters would keep a graph in it.
+                stack.enter_context(frozen(self.frozen))
+            if not self._given and not self._choose(call):
+                return detach(call()) if not through else call()
+            assert self._given is not None
+            if not through:
+                stack.enter_context(shielding(self.network))
+            hook = self._given[1].register_forward_hook(self._at_target_layer)
+            stack.callback(hook.remove)
+            output = call()
+            hook.remove()
+            if output is not None:
+                self._finish(output)
+            if not self._checked and self.layer is not None and not self.failure:
+                self._check(call, self.layer)
+        plain = not (through and _has_graph(call.images, self.network))
+        # Another one around this network still needs the graph.
+        return detach(output) if plain and len(_running) == 1 else output
+
+    def _choose(self, call: Call) -> bool:
+        try:
+            self.layer = find_layer(self.network, call, self._target)
+        except RefusalError as error:
+            self.failure = self._refusal = str(error)
+            return False
+        self._given, self._checked = (self.layer.name, self.layer.module), True
+        return True
+
+    def _check(self, call: Call, layer: TargetLayer) -> None:
+        """Tokens have to be those of the image's patches; what has rows and columns is believed."""
+        self._checked = True
+        if layer.layout.kind == "tokens":
+            with torch.no_grad():
+                layout, problem = check_order(self.network, call, layer)
+            if problem:
+                self.failure = self._refusal = f"layer {layer.name}: {problem}"
+            self.layer = TargetLayer(layer.name, layer.module, layout, layer.reason)
+
+    @ours
     def _at_target_layer(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        if StandIn.aside:  # another one tries a forward
+            return None
         name = self._given[0] if self._given else ""
         assert self.images is not None
         if self.activations is not None:
@@ -123,7 +192,8 @@ class Recording:
         if not isinstance(output, Tensor):
             self.failure = f"layer {name} returns a {type(output).__name__}, not a tensor"
             return None
-        layout = find_layout(output.shape, self.images.shape, self.network, module)
+        known = self.layer.layout if self.layer and self._checked else None
+        layout = find_layout(output.shape, self.images.shape, self.network, module, known)
         if layout is None:
             batch, _, height, width = self.images.shape
             parts = (
@@ -143,62 +213,46 @@ class Recording:
         # A clone, because an in-place ReLU may follow.
         return self.activations.clone()
 
-    def _after(
-        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> Any | None:
-        if not self._in_call:
-            return None
-        plain = not (self.training_through and _has_graph(args, kwargs, module))
-        if output is not None:
-            self._finish(output)
-        self._end_call()
-        return detach(output) if plain and output is not None and not self._is_within() else None
-
-    def _is_within(self) -> bool:
-        """Whether another CAM records this call as well, and still needs the graph."""
-        owners = [getattr(h, "__self__", None) for h in self.network._forward_hooks.values()]
-        return any(isinstance(o, Recording) and o is not self and o._in_call for o in owners)
-
     def _finish(self, output: Any) -> None:
-        logits, name = find_logits(output), type(self.network).__name__
-        if logits is None:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            self.failure = f"{name} returns {shape}, not logits (batch, num_classes)"
-        elif self._survey is not None:
-            self._survey.close()
-            if self._survey.num_candidates and not logits.requires_grad:
-                self.failure = self._no_graph(name)
-                return
-            try:
-                self.layer, self.activations = self._survey.choose(logits)
-                self._given = self.layer.name, self.layer.module
-            except (ValueError, RuntimeError) as error:
-                # Raised here it would break the caller's forward.
-                self.failure = str(error)
-        elif self.activations is None and not self.failure:
-            layer = self._given[0] if self._given else ""
-            self.failure = f"layer {layer} was not called in the forward of {name}"
-        elif not logits.requires_grad and not self.failure:
-            self.failure = self._no_graph(name)
-        if logits is not None:
-            # A clone, because the caller may go on with the logits in place.
+        name, layer = type(self.network).__name__, self._given[0] if self._given else ""
+        try:
+            assert self.images is not None
             with torch.enable_grad():
+                logits = find_scores(output, self.network, len(self.images), self._target)
+                # A clone, because the caller may go on with the logits in place.
                 self.logits = logits.clone()
+        except RefusalError as error:
+            self.failure = self.failure or str(error)
+            return
+        if self.failure:
+            return
+        if self.activations is None:
+            self.failure = f"layer {layer} was not called in the forward of {name}"
+        elif not self.logits.requires_grad:
+            self.failure = (
+                f"the logits of {name} have no graph: its forward runs the layer under no_grad or "
+                "detaches; freeze with requires_grad_(False) instead"
+            )
 
-    @staticmethod
-    def _no_graph(name: str) -> str:
-        return (
-            f"the logits of {name} have no graph: its forward runs the layer under no_grad or "
-            "detaches; freeze with requires_grad_(False) instead"
-        )
-
-    def _end_call(self) -> None:
-        self._call.close()
-        self._in_call, self._survey = False, None
+    def _describe(self, error: Exception) -> str:
+        name = type(self.network).__name__
+        line = " ".join(next(iter(str(error).splitlines()), "").split())
+        return f"the forward of {name} cannot be recorded ({type(error).__name__}: {line})"
 
 
-def _has_graph(args: Any, kwargs: dict[str, Any], network: nn.Module) -> bool:
+def _keep_random_numbers(images: Tensor) -> Callable[[], None]:
+    """Gives what has the same numbers drawn again."""
+    state = torch.get_rng_state()
+    device = torch.cuda.get_rng_state(images.device) if images.is_cuda else None
+
+    def draw_again() -> None:
+        torch.set_rng_state(state)
+        if device is not None:
+            torch.cuda.set_rng_state(device, images.device)
+
+    return draw_again
+
+
+def _has_graph(images: Tensor, network: nn.Module) -> bool:
     """Whether a plain forward in grad mode would have given logits with a graph."""
-    images = find_images(args, kwargs)
-    trained = any(parameter.requires_grad for parameter in network.parameters())
-    return trained or bool(images is not None and images.requires_grad)
+    return images.requires_grad or any(p.requires_grad for p in network.parameters())

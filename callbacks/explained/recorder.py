@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from litcam.explain import CAM, NetworkFinder, TargetLayer
+from litcam.callbacks.explained.finder import Finder
+from litcam.callbacks.validation.beside import find_images
+from litcam.callbacks.validation.chosen import find_labels
+from litcam.explain import CAM
 from litcam.explain.layers.layout import find_module, resolve_indices
 
 
@@ -26,82 +29,91 @@ class Recorder:
         ValueError: a name does not exist; the message offers close matches.
     """
 
-    def __init__(self, root: nn.Module, method: str, network: str, target_layer: str) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        method: str,
+        network: str,
+        target_layer: str,
+    ) -> None:
         self._root, self.method = root, method
-        self._network: nn.Module | None = None
-        self._layer: TargetLayer | nn.Module | None = None
+        self._layer: nn.Module | None = None
         self._cam: CAM | None = None
-        self._finder: NetworkFinder | None = None
-        self._trouble = ""
-        if network:
-            self._network = find_module(root, network)[1]
+        self._finder: Finder | None = None
+        self._entered = False
+        found = find_module(root, network)[1] if network else None
         if target_layer:
-            self._layer = self._find_layer(self._network or root, target_layer)
+            self._layer = self._find_layer(found or root, target_layer)
+        if found is not None:
+            self._cam = self._make(found)
 
-    def start(self) -> None:
-        """Puts the hooks on, before a validation step."""
-        if self._network is None:
-            self._finder = NetworkFinder(self._root, self._start)
+    def start(self, batch: Any) -> None:
+        """Begins to record, before a validation step."""
+        images = find_images(batch)
+        if self._cam is None:
+            self._finder = Finder(self._root, self._make, batch, images)
         else:
-            self._cam = CAM(self._network, self.method, self._layer).__enter__()
+            self._cam.__enter__()
+            self._entered = True
+            self._cam.expect(images)
 
-    def stop(self, labels: Tensor | None) -> tuple[CAM | None, str]:
-        """Takes the hooks off, after it; gives what was recorded, or why nothing was.
+    def stop(self, batch: Any, num_classes: int) -> tuple[CAM | None, str]:
+        """Ends it, after the step; gives what was recorded, or why nothing was.
 
         Args:
-            labels: the batch's class numbers `(batch,)`, to hold the logits against.
+            batch: the step's.
+            num_classes: how many classes the data has; 0 if it does not tell.
         """
         finder, cam = self._finder, self._cam
         self.close()
-        problem = self._find_problem(finder, cam, labels)
-        if problem or cam is None:
+        if finder is not None:
+            cam, problem = finder.choose()
+            if problem:
+                return None, problem
+        if cam is None:
+            return None, "has recorded nothing"
+        problem = self._find_problem(cam, batch, num_classes if finder is not None else 0)
+        if problem:
+            cam.release()
             return None, problem
-        self._network, self._layer = cam.network, cam.target_layer
+        self._cam = cam
         return cam, ""
 
     def close(self) -> None:
-        """Takes the hooks off, whatever happened."""
-        if self._cam is not None:
+        """Ends it, whatever happened."""
+        if self._entered and self._cam is not None:
             self._cam.__exit__(None, None, None)
         if self._finder is not None:
             self._finder.close()
-        self._cam = self._finder = None
+        self._finder, self._entered = None, False
 
     def name_of(self, network: nn.Module) -> str:
         """The dotted name of `network` in the LightningModule, empty for itself."""
         return next((name for name, part in self._root.named_modules() if part is network), "")
 
-    def _start(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Begins in the middle of the network's first call, when its pre-hooks run."""
-        try:
-            cam = CAM(network, self.method, self._layer)
-        except ValueError as error:  # the layer is a part of something else
-            self._trouble = str(error)
-            return None
-        self._cam = cam.__enter__()
-        return cam.start(args, kwargs)
+    def _make(self, network: nn.Module) -> CAM:
+        return CAM(network, self.method, self._layer)
 
-    def _find_problem(
-        self, finder: NetworkFinder | None, cam: CAM | None, labels: Tensor | None
-    ) -> str:
-        if self._trouble:
-            return f"cannot explain this: {self._trouble}"
-        if cam is None:
-            return "saw no module of the LightningModule take images (batch, channels, h, w)"
+    def _find_problem(self, cam: CAM, batch: Any, num_classes: int) -> str:
         name = self.name_of(cam.network) or type(cam.network).__name__
-        if finder is not None and finder.apart:
-            return (
-                f"found no single forward: `{name}` and `{finder.apart}` are called apart; define "
-                "forward(images) in the LightningModule to return logits and call self(images)"
-            )
         if cam.failure:
             return f"cannot explain `{name}`: {cam.failure}"
-        if cam.logits is None:
+        if cam.logits is None or cam.images is None:
             return f"was told to explain `{name}`, which the validation step does not call"
-        if cam.logits.shape[1] < 2:
-            return f"needs a logit for each class, `{name}` returns {tuple(cam.logits.shape)}"
-        if labels is not None and len(labels) != len(cam.logits):
-            return f"got {len(cam.logits)} logits from `{name}` for {len(labels)} labels"
+        scores, num_scores = cam.logits, cam.logits.shape[1]
+        if num_scores < 2:
+            return f"needs a logit for each class, `{name}` returns {tuple(scores.shape)}"
+        labels, images = find_labels(batch), find_images(batch)
+        if labels is not None and len(labels) != len(scores):
+            return f"got {len(scores)} logits from `{name}` for {len(labels)} labels"
+        if images is not None and len(images) != len(cam.images):
+            return f"got {len(cam.images)} images in `{name}` for {len(images)} in the batch"
+        if num_classes and num_scores != num_classes:
+            return (
+                f"found {num_scores} scores of `{name}` for {num_classes} classes of the data: "
+                f"features before a head? If it is right, pass network={name!r}, else the network "
+                "that gives the logits"
+            )
         return ""
 
     @staticmethod

@@ -62,6 +62,11 @@ class ShownMaps:
         loader, shown = self._choose(trainer, dataloader_idx)
         return shown.find(batch, batch_idx, loader, self._seen.setdefault(dataloader_idx, set()))
 
+    def count_classes(self, trainer: pl.Trainer, dataloader_idx: int) -> int:
+        """How many classes the data names; 0 if it names none."""
+        loader, _ = self._choose(trainer, dataloader_idx)
+        return len(Names.find(trainer, find_dataset(loader)).classes)
+
     def add(
         self,
         trainer: pl.Trainer,

@@ -10,6 +10,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from litcam.explain.layers.layout import Layout, TargetLayer
 from litcam.explain.networks import timm_models
+from litcam.explain.scores import RefusalError
 
 
 @dataclass
@@ -46,12 +47,12 @@ class Chooser:
         """The layer and the reason for it.
 
         Raises:
-            ValueError: no candidate passes; the message lists them with their reasons.
+            RefusalError: no candidate passes; the message lists them with their reasons.
         """
         # From the end, one by one: most of the time the first will do, at the cost of a short tail.
         chosen = next((c for c in reversed(self.candidates) if self._is_right(c)), None)
         if chosen is None:
-            raise ValueError(self._explain_refusal())
+            raise RefusalError(self._explain_refusal())
         names = _last_stages(self.network)
         stages = [c for c in self.candidates if c.name in names]
         if chosen.layout.kind == "tokens":
@@ -141,7 +142,8 @@ def _refuse(gradient: Tensor | None, layout: Layout) -> str:
 
 
 def _has_class_token(*candidates: Candidate) -> bool:
-    return any(candidate.layout.num_prefix_tokens for candidate in candidates)
+    layouts = [candidate.layout for candidate in candidates]
+    return any(layout.num_prefix_tokens or layout.num_suffix_tokens for layout in layouts)
 
 
 def _reads_positions(source: Candidate, target: Candidate) -> bool:

@@ -21,11 +21,13 @@ class Layout:
         kind: `"NCHW"`, `"NHWC"`, or `"tokens"` for `(batch, num_tokens, channels)`.
         grid: height and width in positions.
         num_prefix_tokens: class and register tokens before the patches.
+        num_suffix_tokens: those after them.
     """
 
     kind: Literal["NCHW", "NHWC", "tokens"]
     grid: tuple[int, int]
     num_prefix_tokens: int = 0
+    num_suffix_tokens: int = 0
 
     def to_maps(self, output: Tensor) -> Tensor:
         """`output` as `(batch, channels, height, width)`, a view where it can be."""
@@ -33,8 +35,9 @@ class Layout:
             return output
         if self.kind == "NHWC":
             return rearrange(output, "b h w c -> b c h w")
-        patches = output[:, self.num_prefix_tokens :]
-        return rearrange(patches, "b (h w) c -> b c h w", h=self.grid[0])
+        start, (height, width) = self.num_prefix_tokens, self.grid
+        patches = output[:, start : start + height * width]
+        return rearrange(patches, "b (h w) c -> b c h w", h=height)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,11 @@ def resolve_indices(network: nn.Module, name: str) -> str:
 
 
 def find_layout(
-    shape: torch.Size, images: torch.Size, network: nn.Module, module: nn.Module
+    shape: torch.Size,
+    images: torch.Size,
+    network: nn.Module,
+    module: nn.Module,
+    known: Layout | None = None,
 ) -> Layout | None:
     """The layout of an output of this `shape`, or None if it is no grid.
 
@@ -105,18 +112,21 @@ def find_layout(
         images: shape of the images, `(batch, channels, height, width)`.
         network: may say that its features have channels last.
         module: what made the output.
+        known: its layout for images of perhaps another size.
     """
     image_size = images[-2], images[-1]
     # Windows and pixels inside patches are laid out in the batch, in an order of their own.
     if shape[:1] != images[:1]:
         return None
     if len(shape) == 3:
-        return _find_tokens(shape[1], image_size, network)
+        return _find_tokens(shape[1], image_size, network, known)
     if len(shape) != 4:
         return None
     first: Layout | None = _as_grid("NCHW", (shape[2], shape[3]), image_size)
     last: Layout | None = _as_grid("NHWC", (shape[1], shape[2]), image_size)
     normalised = getattr(module, "normalized_shape", None)
+    if known is not None:
+        return first if known.kind == "NCHW" else last
     channels_last = getattr(network, "output_fmt", "") == "NHWC" or (
         isinstance(module, nn.LayerNorm) and normalised == (shape[3],) and shape[1] != shape[3]
     )
@@ -135,13 +145,21 @@ def _as_grid(
     return Layout(kind, grid) if fits else None
 
 
-def _find_tokens(num_tokens: int, image_size: tuple[int, int], network: nn.Module) -> Layout | None:
-    """Patches cover the image at one whole stride; what is left over are prefix tokens."""
-    declared = [int(getattr(model, "num_prefix_tokens", 0)) for _, model in timm_models(network)]
-    # Some networks add the class token late, so that a declared prefix is not there yet.
-    for prefix in dict.fromkeys([*declared, *range(9)]):
+def _find_tokens(
+    num_tokens: int, image_size: tuple[int, int], network: nn.Module, known: Layout | None
+) -> Layout | None:
+    """Patches cover the image at one whole stride; what is left over are other tokens."""
+    if known is None:
+        prefixes = [
+            int(getattr(model, "num_prefix_tokens", 0)) for _, model in timm_models(network)
+        ]
+        # Some networks add the class token late, so that a declared prefix is not there yet.
+        others = [(prefix, 0) for prefix in dict.fromkeys([*prefixes, *range(9)])]
+    else:
+        others = [(known.num_prefix_tokens, known.num_suffix_tokens)]
+    for prefix, suffix in others:
         for stride, rounded in product(range(1, max(image_size) // 2 + 1), (floor, ceil)):
             grid = rounded(image_size[0] / stride), rounded(image_size[1] / stride)
-            if grid[0] * grid[1] == num_tokens - prefix and grid[0] * grid[1] > 1:
-                return Layout("tokens", grid, prefix)
+            if grid[0] * grid[1] == num_tokens - prefix - suffix and grid[0] * grid[1] > 1:
+                return Layout("tokens", grid, prefix, suffix)
     return None

@@ -1,113 +1,213 @@
-"""Seeing, in one forward, which layers make feature maps and in what order."""
+"""Seeing, on two images, which layers make feature maps, and choosing one of them."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from litcam.explain.layers.choosing import Candidate, Chooser
-from litcam.explain.layers.layout import TargetLayer, find_layout
+from litcam.explain.layers.layout import Layout, TargetLayer, find_layout
+from litcam.explain.layers.order import find_orders, is_believed
+from litcam.explain.networks import find_images, map_tensors
+from litcam.explain.scores import RefusalError, Target, find_scores
+from litcam.explain.untouched import find_trained, frozen, ours, trying
 
 # Enough to walk back over the last block of a transformer, norms and containers included.
 NUM_CANDIDATES = 24
 
 
-class Survey:
-    """Records the last feature maps of one forward with their graph, for `Chooser`.
+@dataclass(frozen=True)
+class Call:
+    """A forward that is about to happen: what is called, with what, and the images in it."""
 
-    Every module gets a hook for this one call. Only what autograd saves for the last
-    `NUM_CANDIDATES` layers is kept, so memory stays near that of inference.
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    images: Tensor
+
+    def __call__(self) -> Any:
+        """The network's output."""
+        return self.forward(*self.args, **self.kwargs)
+
+    def change(self, change: Callable[[Any], Any]) -> "Call":
+        """The same with changed arguments."""
+        args, kwargs = change(self.args), change(self.kwargs)
+        images = find_images(args, kwargs)
+        return Call(self.forward, args, kwargs, self.images if images is None else images)
+
+    def with_images(self, images: Tensor) -> "Call":
+        """The same with other images."""
+        return self.change(
+            lambda value: map_tensors(lambda t: images if t is self.images else t, value)
+        )
+
+    def take(self, rows: list[int]) -> "Call":
+        """The same of some rows of the batch, without a graph."""
+        batch = len(self.images)
+
+        def pick(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            return tensor[rows] if tensor.ndim and len(tensor) == batch else tensor
+
+        return self.change(lambda value: map_tensors(pick, value))
+
+
+@dataclass
+class Seen:
+    """A module that gave a feature map: its place among all such, its name and layout."""
+
+    place: int
+    name: str
+    module: nn.Module
+    layout: Layout
+    problem: str = ""
+
+
+def find_layer(network: nn.Module, call: Call, target: Target | None = None) -> TargetLayer:
+    """The layer whose map is worth looking at, checked on two of the images.
+
+    Costs three forwards of two images, or seven where features are tokens, of which nothing is
+    noticed; only the last of them keeps a graph, and that of the last `NUM_CANDIDATES` layers.
 
     Args:
-        network: the network whose next forward is watched.
-        images: the shape of its images, `(batch, channels, height, width)`.
-        keep_graph: keep all that autograd saves, because the caller trains through this forward.
+        network: whose forward it is.
+        call: the forward that is about to happen.
+        target: as for `find_scores`.
+
+    Raises:
+        RefusalError: no layer can be explained; the message lists the candidates.
     """
+    # All of them where a network takes no other number.
+    few, every = [0, min(1, len(call.images) - 1)], list(range(len(call.images)))
+    for rows in (few[: len(call.images)], every):
+        try:
+            return _Survey(network, call.take(rows), target).run()
+        except RefusalError:
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    raise RefusalError(
+        f"no layer of {type(network).__name__} was found ({problem}); pass target_layer"
+    )
 
-    def __init__(self, network: nn.Module, images: torch.Size, keep_graph: bool) -> None:
-        self._network, self._images = network, images
-        self._candidates: deque[tuple[int, Candidate]] = deque(maxlen=NUM_CANDIDATES)
-        self._calls: Counter[nn.Module] = Counter()
-        self._after_pool = False
-        self._saved = _SavedTensors()
-        self._stack = ExitStack()
-        for name, module in network.named_modules():
-            if module is not network:
-                hook = module.register_forward_hook(self._record(name))
-                self._stack.callback(hook.remove)
-        # Checkpointing saves the inputs of a whole block first, and keeps memory low by itself.
-        if not keep_graph and not _checkpoints(network):
-            self._stack.enter_context(
-                torch.autograd.graph.saved_tensors_hooks(self._saved.pack, self._saved.unpack)
-            )
 
-    @property
-    def num_candidates(self) -> int:
-        """How many feature maps are at hand."""
-        return len(self._candidates)
+class _Survey:
+    """One look at a network; see `find_layer`."""
 
-    def close(self) -> None:
-        """Takes the hooks off; the graph stays usable."""
-        self._stack.close()
+    def __init__(self, network: nn.Module, call: Call, target: Target | None) -> None:
+        self.network, self.call, self.target = network, call, target
+        self.calls: Counter[nn.Module] = Counter()
 
-    def choose(self, logits: Tensor) -> tuple[TargetLayer, Tensor]:
-        """The target layer and its output in the graph of `logits`; errors as in `Chooser`."""
-        candidates = [candidate for _, candidate in self._candidates]
-        for candidate in candidates:
-            if self._calls[candidate.module] > 1:
-                candidate.refusal = "is called more than once"
-        layer = Chooser(candidates, logits, self._network).choose()
-        return layer, next(c.output for c in candidates if c.name == layer.name)
+    def run(self) -> TargetLayer:
+        seen = self._look()
+        kept = {each.place: each for each in seen[-NUM_CANDIDATES:]}
+        if any(each.layout.kind == "tokens" for each in kept.values()):
+            self._find_orders(kept)
+        # Also while it chooses: gradient checkpointing runs part of it again and compares.
+        with torch.no_grad(), frozen(find_trained(self.network)):
+            candidates, logits = self._record(kept)
+            return Chooser(candidates, logits, self.network).choose()
 
-    def _record(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def after(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            self._calls[module] += 1
-            if next(module.children(), None) is None and not isinstance(module, nn.Identity):
-                self._after_pool = "Pool" in type(module).__name__
-            if self._after_pool or not _makes_features(module):
+    def _look(self) -> list[Seen]:
+        """The feature maps in the order in which they are completed."""
+        seen: list[Seen] = []
+
+        def note(place: int, name: str, module: nn.Module, output: Tensor, layout: Layout) -> None:
+            seen.append(Seen(place, name, module, layout))
+
+        with torch.no_grad():
+            output = self._forward(note)
+        find_scores(output, self.network, len(self.call.images), self.target)
+        return seen
+
+    def _find_orders(self, kept: dict[int, Seen]) -> None:
+        """Gives each map of tokens the layout that the image's corners tell, or none."""
+        tokens = {place: each for place, each in kept.items() if each.layout.kind == "tokens"}
+
+        def read(call: Call) -> dict[int, Tensor]:
+            outputs: dict[int, Tensor] = {}
+
+            def note(place: int, *rest: Any) -> None:
+                if place in tokens:
+                    outputs[place] = rest[2].detach().clone()
+
+            self._forward(note, call)
+            return outputs
+
+        with torch.no_grad():
+            guessed = {place: each.layout for place, each in tokens.items()}
+            orders = find_orders(read, self.call, guessed, believed=is_believed(self.network))
+        for place, (layout, problem) in orders.items():
+            kept[place].layout, kept[place].problem = layout, problem
+
+    def _record(self, kept: dict[int, Seen]) -> tuple[list[Candidate], Tensor]:
+        """The maps with their graph, which begins at the first of them."""
+        candidates: list[Candidate] = []
+        # Checkpointing has to see all of it, and keeps memory low by itself.
+        everything = _checkpoints(self.network)
+
+        def keep(
+            place: int, name: str, module: nn.Module, output: Tensor, layout: Layout
+        ) -> Tensor | None:
+            if place not in kept and not everything:
                 return None
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                return None
-            layout = find_layout(output.shape, self._images, self._network, module)
-            if layout is None:
-                return None
+            torch.set_grad_enabled(True)
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            self._candidates.append((self._saved.count, Candidate(name, module, output, layout)))
-            self._saved.forget(self._candidates[0][0])
+            if place not in kept:
+                return output
+            layout, problem = kept[place].layout, kept[place].problem
+            candidates.append(Candidate(name, module, output, layout, problem))
             # A clone, because an in-place ReLU may follow.
             return output.clone()
 
-        return after
+        output = self._forward(keep)
+        logits = find_scores(output, self.network, len(self.call.images), self.target)
+        if candidates and not logits.requires_grad:
+            raise RefusalError(
+                f"the logits of {type(self.network).__name__} have no graph: its forward runs the "
+                "layer under no_grad or detaches; freeze with requires_grad_(False) instead"
+            )
+        for candidate in candidates:
+            if self.calls[candidate.module] > 1:
+                candidate.refusal = "is called more than once"
+        return candidates, logits
 
+    def _forward(self, note: Callable[..., Tensor | None], call: Call | None = None) -> Any:
+        """One forward that nothing notices; `note` gets every feature map with its place."""
+        self.calls.clear()
+        state = {"place": 0, "after_pool": False}
+        call = call or self.call
+        shape = call.images.shape
 
-class _SavedTensors:
-    """What autograd saves, apart from the graph: a tensor here that led to it would keep both."""
+        def watch(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+            @ours
+            def after(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+                self.calls[module] += 1
+                if next(module.children(), None) is None and not isinstance(module, nn.Identity):
+                    state["after_pool"] = "Pool" in type(module).__name__
+                if state["after_pool"] or not _makes_features(module):
+                    return None
+                if not isinstance(output, Tensor) or not output.is_floating_point():
+                    return None
+                layout = find_layout(output.shape, shape, self.network, module)
+                if layout is None:
+                    return None
+                state["place"] += 1
+                return note(state["place"], name, module, output, layout)
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.kept: dict[int, tuple[Tensor, int]] = {}
+            return after
 
-    def pack(self, tensor: Tensor) -> int:
-        self.count += 1
-        self.kept[self.count] = tensor.detach(), tensor._version
-        return self.count
-
-    def unpack(self, number: int) -> Tensor:
-        if number not in self.kept:
-            raise RuntimeError("gradient checkpointing hides the graph: pass target_layer")
-        tensor, version = self.kept[number]
-        if tensor._version != version:  # autograd cannot check it for tensors it did not keep
-            raise RuntimeError("an in-place operation changed a tensor that the gradient needs")
-        return tensor
-
-    def forget(self, oldest: int) -> None:
-        """Drops what only layers before the oldest candidate need for their backward."""
-        while self.kept and (first := next(iter(self.kept))) <= oldest:
-            del self.kept[first]
+        with ExitStack() as stack:
+            stack.enter_context(trying(self.network, call.images))
+            for name, module in self.network.named_modules():
+                if module is not self.network:
+                    stack.callback(module.register_forward_hook(watch(name)).remove)
+            return call()
 
 
 def _checkpoints(network: nn.Module) -> bool:

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from litcam.explain.cam import CAM, Classes, as_table
 from litcam.explain.layers.layout import TargetLayer
-from litcam.explain.networks import evaluating, find_trained, frozen, unwrap
+from litcam.explain.networks import unwrap
+from litcam.explain.untouched import evaluating, find_trained, frozen
 
 RELUS: tuple[Callable[..., Any], ...] = (
     F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_

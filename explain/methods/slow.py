@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, find_method
 from litcam.explain.methods.guided import one_class
-from litcam.explain.networks import (
-    copy_inference,
-    evaluating,
-    find_logits,
-    run_eagerly,
-    unwrap,
-)
+from litcam.explain.networks import copy_inference, find_logits, run_eagerly, unwrap
 from litcam.explain.recording import Recording
+from litcam.explain.untouched import evaluating
 
 
 def slow_map(

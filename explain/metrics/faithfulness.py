@@ -17,6 +17,7 @@ from litcam.explain.methods.formulas import scale_maps
 from litcam.explain.metrics.image_mean import ImageMean
 from litcam.explain.metrics.regions import is_constant, resize_maps, unit_maps
 from litcam.explain.networks import find_logits, unwrap
+from litcam.explain.untouched import evaluating
 
 
 class AverageDropIncrease(ImageMean):
@@ -187,15 +188,8 @@ def asking(network: nn.Module, images: Tensor) -> Iterator[Asking]:
     """The network in eval mode without gradient; afterwards each mode and the RNG are as before."""
     # DistributedDataParallel's own forward would wait for the other ranks.
     network = unwrap(network)
-    modes = [(module, module.training) for module in network.modules()]
-    devices = [images.device] if images.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        try:
-            network.eval()
-            yield Asking(network)
-        finally:
-            for module, training in modes:
-                module.training = training
+    with evaluating(network, images), torch.no_grad():
+        yield Asking(network)
 
 
 def find_heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

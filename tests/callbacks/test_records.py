@@ -34,7 +34,7 @@ class PetModule(Stranger):
     """Real photos, from class folders."""
 
     def __init__(self, root):
-        super().__init__(batch_size=4)
+        super().__init__(SmallCNN(2), batch_size=4)
         self.root = root
 
     def loader(self, **kwargs):
