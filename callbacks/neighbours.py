@@ -146,6 +146,8 @@ class Neighbours(Callback):
         if gathered is None:
             return
         features, labels = gathered
+        if len(labels) < 2:
+            return
         try:
             accuracy = leave_one_out(features, labels, self.num_neighbours)
         except RuntimeError as error:  # out of memory: the others are told at the next gathering
@@ -227,7 +229,9 @@ class Neighbours(Callback):
             first = torch.ones_like(order, dtype=torch.bool)
             first[1:] = indices[order].diff() != 0
             order = order[first]
-        return features[real[order]], labels[order]
+        features, labels = features[real[order]], labels[order]
+        # What has no label, or several, has no class that its neighbours could vote for.
+        return features[labels >= 0], labels[labels >= 0]
 
 
 def leave_one_out(features: Tensor, labels: Tensor, num_neighbours: int) -> float:

@@ -111,6 +111,11 @@ def find_views(
         elif view == "true":
             if labels is None:
                 problems.append("has no view of the true class: the batch has no labels")
+            elif -1 in labels.tolist():
+                problems.append(
+                    "has no view of the true class: there are images without a label, or with "
+                    "several"
+                )
             elif wrong := [n for n in labels.tolist() if not 0 <= n < num_classes]:
                 problems.append(
                     f"has no view of the true class: label {wrong[0]} is not one of the "

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from litcam.explain.figures import Picture, panel, sheet
@@ -55,8 +56,23 @@ def current_step(trainer: pl.Trainer) -> int:
 
 
 def picture_folder(trainer: pl.Trainer, name: str) -> Path:
-    """`name` in the run's folder. Asks every process: `trainer.log_dir` is a collective."""
-    return Path(trainer.log_dir or trainer.default_root_dir) / name
+    """`name` in the run's folder, which is where its checkpoints lie. Asks every process.
+
+    W&B, MLflow and the like have one folder for all runs: in it each gets its own, by the names
+    that `ModelCheckpoint` uses. Pictures are files of this machine, also where logs are not.
+    """
+    folder = str(trainer.log_dir or trainer.default_root_dir)
+    logger: Any = trainer.logger
+    if logger is not None and getattr(logger, "log_dir", None) is None:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = trainer.strategy.broadcast(f"{folder}/{logger.name}/{version}")
+    if "://" in folder:
+        here = Path(folder.rstrip("/").rpartition("/")[2])
+        rank_zero_info(
+            f"pictures are kept in ./{here / name}: {folder} is no folder of this machine"
+        )
+        return here / name
+    return Path(folder) / name
 
 
 def gather(trainer: pl.Trainer, part: Part) -> list[Part]:

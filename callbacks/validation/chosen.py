@@ -78,16 +78,25 @@ class ShownImages:
 
 
 def find_labels(batch: Any) -> Tensor | None:
-    """Class numbers `(batch,)` in a batch; of soft labels, the strongest class."""
+    """Class numbers `(batch,)` in a batch; of soft labels the strongest, -1 where there is no one.
+
+    Of a tuple the first whole numbers after the images are meant, else shares `(batch, classes)`:
+    of images, boxes and labels the labels. Several classes of one image are no single label.
+    """
     if isinstance(batch, Mapping):
-        labels = next((batch[name] for name in LABELS if name in batch), None)
+        found = [batch[name] for name in LABELS if name in batch][:1]
     else:
-        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-    if not isinstance(labels, Tensor):
-        return None
-    if labels.ndim == 2 and labels.is_floating_point():
-        return labels.argmax(1)
-    return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+        found = list(batch[1:]) if isinstance(batch, Sequence) else []
+    tensors = [labels for labels in found if isinstance(labels, Tensor)]
+    for labels in tensors:
+        if labels.ndim == 1 and not labels.is_floating_point() and labels.dtype != torch.bool:
+            return labels
+    for labels in tensors:
+        if labels.ndim == 2 and labels.shape[1] > 1:
+            shares = labels.float()
+            single = ((shares.sum(1) - 1).abs() < 0.01) & (shares >= 0).all(1)
+            return shares.argmax(1).where(single, -1)
+    return None
 
 
 def find_loaders(trainer: pl.Trainer) -> tuple[list[Any], Sequence[float]]:

@@ -319,8 +319,11 @@ def test_class_names_that_do_not_exist(tmp_path, said):
     assert "class 7 does not exist: there are 0 to 2" in second
 
 
-@pytest.mark.parametrize("label", [5, -1])
-def test_label_beyond_the_head(label, tmp_path, said):
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [(5, "label 5 is not one of the network's 3 classes"), (-1, "images without a label")],
+)
+def test_label_beyond_the_head(label, words, tmp_path, said):
     class Wrong(Pictures):
         def __init__(self):
             super().__init__()
@@ -333,7 +336,7 @@ def test_label_beyond_the_head(label, tmp_path, said):
     lines = fit(Forgiving(DataLoader(Wrong(), 4)), tmp_path)
     assert len(indices(lines)) == 8 and 4 <= len(indices(lines, "true")) < 8
     (line,) = warnings(said)
-    assert f"label {label} is not one of the network's 3 classes" in line
+    assert words in line
 
 
 def test_limited_validation_and_sanity_check(tmp_path):
@@ -464,3 +467,66 @@ def test_loss_of_the_module_is_its_own():
 
     make_trainer(GradCAM()).fit(Looks())
     assert seen and not any(seen)
+
+
+class Detections(Pictures):
+    """Gives images, a box each, and labels; or labels of another kind."""
+
+    def __init__(self, kind):
+        super().__init__(10)
+        self.kind = kind
+
+    def __getitem__(self, place):
+        image, label = super().__getitem__(place)
+        hot = F.one_hot(label, 3)
+        return {
+            "box": (image, torch.tensor([1.0, 2.0, 20.0, 30.0]), label),
+            "share": (image, torch.tensor([0.2, 0.5, 0.2, 0.1]), label),
+            "soft": (image, hot * 0.8 + 0.2 / 3, label),
+            "hot": (image, hot.float(), label),
+            "several": (image, (hot + hot.roll(1)).float()),
+            "none": (image, torch.where(label == 1, -1, label)),
+        }[self.kind]
+
+
+class Quiet(Batches):
+    """Measures nothing of its own: these labels are not for its loss."""
+
+    def classify(self, batch):
+        return self.net(batch[0]), torch.zeros(len(batch[0]), dtype=torch.long)
+
+
+@pytest.mark.parametrize("kind", ["box", "share", "soft", "hot"])
+def test_labels_are_not_confused_with_what_stands_beside_them(kind, tmp_path, said):
+    lines = fit(Quiet(DataLoader(Detections(kind), 4)), tmp_path)
+    assert all(line["label"] == line["index"] % 3 for line in lines)
+    assert indices(lines, "true") == [0, 1, 3, 4, 5, 6, 8, 9]
+
+
+@pytest.mark.parametrize("kind", ["several", "none"])
+def test_images_without_a_single_label_have_no_true_class(kind, tmp_path, said):
+    lines = fit(Quiet(DataLoader(Detections(kind), 4)), tmp_path)
+    assert {line["key"] for line in lines if kind == "several"} <= {"val/gradcam/predicted"}
+    assert any("without a label, or with several" in line for line in warnings(said))
+    assert all(line["label"] == line["index"] % 3 for line in lines if "true" in line["key"])
+
+
+def test_pictures_of_two_runs_never_mix(tmp_path, said):
+    """W&B alone has one folder for all runs: each gets its own in it, as its checkpoints do."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    for version in ("one", "two"):
+        logger = WandbLogger(project="pets", version=version, offline=True)
+        make_trainer(GradCAM(), logger=logger, max_epochs=1).fit(Stranger())
+        wandb.finish()
+    for version in ("one", "two"):
+        lines = read_lines(tmp_path / "pets" / version / "gradcam")
+        assert len(lines) == 16
+        assert len(list((tmp_path / "pets" / version / "gradcam").glob("epoch*/*-0*.jpg"))) == 16
+
+
+def test_pictures_of_a_run_whose_logs_are_elsewhere_stay_here(tmp_path, said):
+    make_trainer(GradCAM(), max_epochs=1, default_root_dir="memory://bucket/mine").fit(Stranger())
+    assert len(read_lines(tmp_path / "mine" / "gradcam")) == 16
+    assert not (tmp_path / "memory:").exists()
