@@ -253,7 +253,7 @@ class Reconstructions(Callback):
             f"shows {shown.describe()}, {made[0].share:.0%} of each hidden; "
             f"pixels by {pixels.source}{borrowed}"
         )
-        return made
+        return [replace(image, index_known=shown.by_index) for image in made]
 
     @never_kills
     def _log(self, trainer: pl.Trainer, made: Sequence[Reconstructed]) -> None:

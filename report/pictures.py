@@ -32,6 +32,7 @@ def read_heatmaps(folder: Path) -> list[dict[str, Any]]:
     """The maps of every `GradCAM` callback of a run, for the page: a group for each loader."""
     groups = []
     for place, key, lines in _grouped(folder, "map"):
+        lines, other = _of_known_images(lines)
         stops = _stops(lines, MAX_MAPS)
         views = list(dict.fromkeys(line["view"] for line in lines))
         images = []
@@ -46,7 +47,8 @@ def read_heatmaps(folder: Path) -> list[dict[str, Any]]:
             images.append({"name": last["image"], "true": last.get("label_name"), "maps": maps})
             images[-1]["photo"] = pack_picture(photo, PHOTO)
         made = lines[-1]
-        about = f"{made['method']} at {made['layer']}, {'x'.join(map(str, made['grid']))} positions"
+        grid = "x".join(map(str, made["grid"]))
+        about = f"{made['method']} at {made['layer']}, {grid} positions{other}"
         title = _title("Where it looks", "gradcam", key)
         if images:
             groups.append(
@@ -59,6 +61,7 @@ def read_reconstructions(folder: Path) -> list[dict[str, Any]]:
     """The pictures of every `Reconstructions` callback of a run, for the page."""
     groups = []
     for place, key, lines in _grouped(folder, "mask_share"):
+        lines, other = _of_known_images(lines)
         stops = _stops(lines, MAX_PICTURES)
         images = []
         for index in sorted({line["index"] for line in lines}):
@@ -70,7 +73,8 @@ def read_reconstructions(folder: Path) -> list[dict[str, Any]]:
                 ends = {"masked": pack_picture(seen, SMALL), "original": pack_picture(true, SMALL)}
                 images.append({"name": last["image"], "made": made, **ends})
         share = lines[-1]["mask_share"]
-        about = f"What the encoder sees ({1 - share:.0%}), the hidden cells guessed, and the image."
+        part = f"{1 - share:.0%}"
+        about = f"What the encoder sees ({part}), the hidden cells guessed, and the image{other}."
         if lines[-1].get("borrowed"):
             about += " Each guessed cell has the true one's mean and contrast."
         title = _title("What it guesses", "reconstructions", key)
@@ -116,6 +120,19 @@ def _grouped(folder: Path, fact: str) -> Iterator[tuple[Path, str, list[Line]]]:
             groups.setdefault(f"{stage}/{name}/{loader}", []).append(line)
         for key, lines in groups.items():
             yield file.parent, key, lines
+
+
+def _of_known_images(lines: list[Line]) -> tuple[list[Line], str]:
+    """Lines whose index tells the image; else those of the last validation, and a word on it.
+
+    A shuffled loader that tells no index gives other images under the same number every epoch.
+    """
+    if all(line.get("index_known", True) for line in lines):
+        return lines, ""
+    last = max(int(line["step"]) for line in lines)
+    return [line for line in lines if int(line["step"]) == last], (
+        "; the last validation only, because every one showed other images"
+    )
 
 
 def _title(words: str, usual: str, key: str) -> str:

@@ -30,6 +30,7 @@ class Reconstructed:
         psnr: peak signal-to-noise ratio of the hidden pixels in decibels.
         borrowed: whether each predicted cell got the image's own mean and contrast.
         kept: the network's input `(channels, height, width)`, where it will be needed again.
+        index_known: whether `index` tells the image, or only how many came before it.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Reconstructed:
     psnr: float
     borrowed: bool
     kept: Tensor | None = None
+    index_known: bool = True
 
     @property
     def share(self) -> float:
@@ -125,6 +127,7 @@ def _draw(image: Reconstructed, names: Names, when: str) -> LoggedImage:
             "image": name,
             "psnr": image.psnr if np.isfinite(image.psnr) else None,
             "borrowed": image.borrowed,
+            "index_known": image.index_known,
             "mask_share": image.share,
         },
     )

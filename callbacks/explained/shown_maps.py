@@ -91,7 +91,8 @@ class ShownMaps:
         photos = pixels.to_pixels(cam.images, list(positions))
         layer = f"{recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
         grid = cam.target_layer.grid
-        made_by = {"layer": layer, "grid": list(grid), "method": recorder.method}
+        made_by: dict[str, Any] = {"layer": layer, "grid": list(grid), "method": recorder.method}
+        made_by["index_known"] = shown.by_index
         self.explained += explain_images(
             cam, positions, views, labels, photos, dataloader_idx, made_by
         )

@@ -164,3 +164,16 @@ def test_maps_differ_between_classes(tmp_path):
     lines = [line for line in read_lines(tmp_path / "gradcam") if line["index"] == 4]
     heats = [read(tmp_path / "gradcam" / line["file"])[1] for line in lines[-3:]]
     assert np.abs(heats[0] - heats[1]).mean() > 3 or np.abs(heats[1] - heats[2]).mean() > 3
+
+
+class Shuffled(Stranger):
+    def val_dataloader(self):
+        return self.loader(shuffle=True)
+
+
+@pytest.mark.parametrize("make", [Stranger, Shuffled])
+def test_a_run_whose_images_have_no_index_says_so_in_its_record(make, tmp_path):
+    """The report then draws no map of another epoch on a photo (`tests/report`)."""
+    make_trainer(GradCAM(), max_epochs=2).fit(make())
+    known = {line["index_known"] for line in read_lines(tmp_path / "gradcam")}
+    assert known == {make is Stranger}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from litcam.explain import scale_maps
 from litcam.explain.figures import GAP, overlay, pack_map
+from litcam.report.pictures import read_heatmaps
 from litcam.report.writing import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -260,3 +261,13 @@ def test_a_browser_draws_the_overlays_that_litcam_draws(run, browser):
 
 def short(data):
     return f"{data['heatmaps'][0]['images'][0]['maps']['predicted'][1]['max']:.3g}"
+
+
+def test_no_map_is_drawn_on_the_photo_of_another_epoch(tmp_path):
+    for epoch in range(3):
+        for image in range(2):
+            heatmap_line(tmp_path / "gradcam", image, "true", epoch, index_known=False)
+    (group,) = read_heatmaps(tmp_path)
+    assert [stop["epoch"] for stop in group["stops"]] == [2]
+    assert all(len(image["maps"]["true"]) == 1 for image in group["images"])
+    assert "the last validation only" in group["about"]
