@@ -85,7 +85,7 @@ class Finder:
             return forward(*args, **kwargs)
         if images is None:
             if any(isinstance(v, Tensor) and v.ndim == 5 for v in (*args, *kwargs.values())):
-                self._volume = (
+                self._volume = self._volume or (
                     f"explains images (batch, channels, h, w), and `{name}` takes volumes or "
                     "videos with one axis more, of which no picture can be drawn"
                 )

@@ -292,6 +292,23 @@ def test_features_are_not_taken_for_scores(make, words, warned, tmp_path):
     assert not read_lines(tmp_path / "gradcam")
 
 
+class Volumes(Stranger):
+    """Slices of a scan, as MONAI gives them."""
+
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(3)))
+
+    def classify(self, batch):
+        volumes = batch[0][:, :, None].expand(-1, -1, 4, -1, -1)
+        return self.net(volumes).mean(1), batch[1]
+
+
+def test_volumes_are_refused_with_the_reason(warned, tmp_path):
+    make_trainer(GradCAM(), max_epochs=1).fit(Volumes())
+    (line,) = warned
+    assert "volumes or videos" in line and "`net`" in line
+
+
 # Where tokens come from
 
 

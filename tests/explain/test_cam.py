@@ -459,3 +459,47 @@ def test_a_tensor_changed_in_place_under_the_gradient_is_an_error_and_not_a_wron
             network(images())
         with pytest.raises(RuntimeError, match=r"in-?place operation"):
             cam([0, 1])
+
+
+# What is explained
+
+
+def test_a_target_is_any_number_an_image():
+    """One logit, and a class of a segmentation at some place, against autograd."""
+
+    class Segments(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            return {"out": self.head(self.body(x))}
+
+    torch.manual_seed(0)
+    network, x = Segments(), images()
+    with CAM(network, target_layer="body", target=lambda o: o["out"][:, 2].mean((1, 2))) as cam:
+        network(x)
+    features = network.body(x).detach().requires_grad_()
+    network.head(features)[:, 2].mean((1, 2)).sum().backward()
+    weights = features.grad.mean((2, 3), keepdim=True)
+    assert torch.allclose(cam(), (weights * features.detach()).sum(1).relu(), atol=1e-7)
+    one = nn.Sequential(make("cnn"), nn.Linear(5, 1)).eval()
+    with CAM(one, target=lambda logits: logits[:, 0]) as cam, torch.no_grad():
+        one(x)
+    assert cam().shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (lambda logits: logits.sum(), r"one number an image, \(2,\), got \(\)"),
+        (lambda logits: logits.argmax(1), "no gradient"),
+        (lambda logits: "cat", "got str"),
+    ],
+)
+def test_a_target_that_is_none(target, words):
+    network = make("cnn")
+    with CAM(network, target=target) as cam, torch.no_grad():
+        network(images())
+    with pytest.raises(RuntimeError, match=words):
+        cam()
