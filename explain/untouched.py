@@ -87,11 +87,12 @@ def shielding(network: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in _open_modules(network):
-            _replace_buffers(module, _alias, stack, keep=True)
-            _change_attributes(module, lambda t: t.clone() if t.is_inference() else t)
-            stack.callback(_change_attributes, module, _cut)
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 _replace_hooks(hooks, lambda hook: partial(_call_without_graph, hook), stack)
+            if not _keeps_nothing(module):
+                _replace_buffers(module, _alias, stack, keep=True)
+                _change_attributes(module, lambda t: t.clone() if t.is_inference() else t)
+                stack.callback(_change_attributes, module, _cut)
         yield
 
 
@@ -158,6 +159,12 @@ def _step_back() -> None:
 def _open_modules(network: nn.Module) -> Iterator[nn.Module]:
     """Those whose parts can be changed: TorchScript's are sealed."""
     return (part for part in network.modules() if not isinstance(part, torch.jit.ScriptModule))
+
+
+def _keeps_nothing(module: nn.Module) -> bool:
+    """Whether its forward writes nothing down: PyTorch's own modules and norms in eval mode."""
+    known = type(module).__module__.startswith("torch.nn.modules.")
+    return not module.training and (known or isinstance(module, nn.modules.batchnorm._NormBase))
 
 
 def _call(around: Callable[..., Any], call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
