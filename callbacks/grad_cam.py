@@ -1,6 +1,7 @@
 """Heatmaps of where the network looks, out of the validation forward itself, at every epoch."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -186,8 +187,8 @@ class GradCAM(Callback):
         recording, self._recording = self._recording, False
         if not recording or self._recorder is None:
             return
-        num_classes = self._shown.count_classes(trainer, dataloader_idx)
-        cam, problem = self._recorder.stop(batch, num_classes)
+        count_classes = partial(self._shown.count_classes, trainer, dataloader_idx)
+        cam, problem = self._recorder.stop(batch, count_classes)
         if cam is None:
             self._problems.append(problem)
             return

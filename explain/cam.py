@@ -133,11 +133,6 @@ class CAM:
         height, width = size or self.images.shape[-2:]
         return scale_maps(maps, (height, width))
 
-    @property
-    def num_forwards(self) -> int:
-        """How many forwards of images there were since it was entered, or since `expect`."""
-        return self._recording.num_forwards
-
     def expect(self, images: Tensor | None) -> None:
         """Begins a step: of its forwards the one of these very `images` is kept, else the first."""
         self._recording.expect(images)

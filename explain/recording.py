@@ -11,11 +11,8 @@ from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
 from litcam.explain.layers.order import check_order
 from litcam.explain.layers.survey import Call, find_layer
 from litcam.explain.networks import copy_inference, detach, find_images, run_eagerly
-from litcam.explain.scores import RefusalError, Target, find_scores
+from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
 from litcam.explain.untouched import StandIn, find_trained, frozen, ours, shielding
-
-Arguments = tuple[Any, ...]
-Keywords = dict[str, Any]
 
 # Recordings whose network is being called, the innermost last.
 _running: list["Recording"] = []
@@ -44,7 +41,6 @@ class Recording:
         frozen: the parameters that did not require grad during the forward, but do otherwise.
         expected: where given, of several forwards the one of these very images is kept, else the
             first; otherwise the last.
-        num_forwards: how many there were since it was opened or expected.
 
     Raises:
         ValueError: no such layer; the message offers close matches.
@@ -72,7 +68,7 @@ class Recording:
 
     def open(self) -> None:
         """Puts itself around the network's forward."""
-        self._refusal, self.num_forwards = "", 0
+        self._refusal = ""
         self._open.enter_context(run_eagerly())
         self._open.callback(StandIn.enter(self.network, self.around))
 
@@ -82,7 +78,7 @@ class Recording:
 
     def expect(self, images: Tensor | None) -> None:
         """Begins a step whose batch holds these images."""
-        self.expected, self._found, self.num_forwards = images, False, 0
+        self.expected, self._found = images, False
 
     def release(self) -> None:
         """Lets the recorded graph go."""
@@ -90,7 +86,7 @@ class Recording:
         self.activations: Tensor | None = None
         self.logits: Tensor | None = None
 
-    def around(self, forward: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Any:
+    def around(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A forward, recorded where it can be."""
         images = find_images(args, kwargs)
         if self in _running or images is None or not self._is_wanted(images):
@@ -120,7 +116,6 @@ class Recording:
         return output
 
     def _is_wanted(self, images: Tensor) -> bool:
-        self.num_forwards += 1
         if self.expected is None:
             return True
         place = _copied.get(images.data_ptr(), images.data_ptr())
@@ -145,14 +140,13 @@ class Recording:
                 # A network that caches something made of its parameters would keep a graph in it.
                 stack.enter_context(frozen(self.frozen))
             if not self._given and not self._choose(call):
-                return detach(call()) if not through else call()
+                return call()
             assert self._given is not None
             if not through:
                 stack.enter_context(shielding(self.network))
             hook = self._given[1].register_forward_hook(self._at_target_layer)
             stack.callback(hook.remove)
             output = call()
-            hook.remove()
             if output is not None:
                 self._finish(output)
             if not self._checked and self.layer is not None and not self.failure:
@@ -229,10 +223,7 @@ class Recording:
         if self.activations is None:
             self.failure = f"layer {layer} was not called in the forward of {name}"
         elif not self.logits.requires_grad:
-            self.failure = (
-                f"the logits of {name} have no graph: its forward runs the layer under no_grad or "
-                "detaches; freeze with requires_grad_(False) instead"
-            )
+            self.failure = NO_GRAPH.format(name)
 
     def _describe(self, error: Exception) -> str:
         name = type(self.network).__name__

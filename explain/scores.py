@@ -10,6 +10,12 @@ from litcam.explain.networks import find_logits
 Target = Callable[[Any], Tensor]
 
 
+NO_GRAPH = (
+    "the logits of {} have no graph: its forward runs the layer under no_grad or detaches; freeze "
+    "with requires_grad_(False) instead"
+)
+
+
 class RefusalError(ValueError):
     """Why a network cannot be explained, in a line."""
 

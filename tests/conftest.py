@@ -70,3 +70,18 @@ def photos():
     if not folder:
         pytest.skip("LITCAM_TEST_DATA is not set: no real photos here")
     return Path(folder) / "pets"
+
+
+@pytest.fixture
+def warned():
+    """What litcam's callbacks warn of, line by line."""
+    lines = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    keep, logger = Keep(logging.WARNING), logging.getLogger("lightning.pytorch.callbacks.litcam")
+    logger.addHandler(keep)
+    yield lines
+    logger.removeHandler(keep)

@@ -109,14 +109,15 @@ def find_views(
         if view == "predicted":
             views[view] = logits.detach().nan_to_num().argmax(1)
         elif view == "true":
+            numbers = [] if labels is None else labels.tolist()
             if labels is None:
                 problems.append("has no view of the true class: the batch has no labels")
-            elif -1 in labels.tolist():
+            elif -1 in numbers:
                 problems.append(
                     "has no view of the true class: there are images without a label, or with "
                     "several"
                 )
-            elif wrong := [n for n in labels.tolist() if not 0 <= n < num_classes]:
+            elif wrong := [n for n in numbers if not 0 <= n < num_classes]:
                 problems.append(
                     f"has no view of the true class: label {wrong[0]} is not one of the "
                     f"network's {num_classes} classes"

@@ -1,5 +1,6 @@
 """Recording the network's forward inside somebody else's validation step."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from litcam.explain.layers.layout import find_module, resolve_indices
 class Recorder:
     """Puts a `CAM` around whatever module of a LightningModule takes the images.
 
-    The first time, the network is found while its forward begins; from then on it is known.
+    The first time, the network is found in the step itself; from then on it is known.
 
     Args:
         root: the LightningModule.
@@ -57,12 +58,12 @@ class Recorder:
             self._entered = True
             self._cam.expect(images)
 
-    def stop(self, batch: Any, num_classes: int) -> tuple[CAM | None, str]:
+    def stop(self, batch: Any, count_classes: Callable[[], int]) -> tuple[CAM | None, str]:
         """Ends it, after the step; gives what was recorded, or why nothing was.
 
         Args:
             batch: the step's.
-            num_classes: how many classes the data has; 0 if it does not tell.
+            count_classes: tells how many the data has, 0 if it does not; asked of a new network.
         """
         finder, cam = self._finder, self._cam
         self.close()
@@ -72,7 +73,7 @@ class Recorder:
                 return None, problem
         if cam is None:
             return None, "has recorded nothing"
-        problem = self._find_problem(cam, batch, num_classes if finder is not None else 0)
+        problem = self._find_problem(cam, batch, count_classes() if finder is not None else 0)
         if problem:
             cam.release()
             return None, problem

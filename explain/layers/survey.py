@@ -13,7 +13,7 @@ from litcam.explain.layers.choosing import Candidate, Chooser
 from litcam.explain.layers.layout import Layout, TargetLayer, find_layout
 from litcam.explain.layers.order import find_orders, is_believed
 from litcam.explain.networks import find_images, map_tensors
-from litcam.explain.scores import RefusalError, Target, find_scores
+from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
 from litcam.explain.untouched import find_trained, frozen, ours, trying
 
 # Enough to walk back over the last block of a transformer, norms and containers included.
@@ -168,10 +168,7 @@ class _Survey:
         output = self._forward(keep)
         logits = find_scores(output, self.network, len(self.call.images), self.target)
         if candidates and not logits.requires_grad:
-            raise RefusalError(
-                f"the logits of {type(self.network).__name__} have no graph: its forward runs the "
-                "layer under no_grad or detaches; freeze with requires_grad_(False) instead"
-            )
+            raise RefusalError(NO_GRAPH.format(type(self.network).__name__))
         for candidate in candidates:
             if self.calls[candidate.module] > 1:
                 candidate.refusal = "is called more than once"

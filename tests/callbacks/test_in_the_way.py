@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import logging
 
 import pytest
 import torch
@@ -12,22 +11,6 @@ from torch import nn
 
 from litcam.callbacks import GradCAM
 from litcam.explain import CAM, find_target_layer
-
-LOG = "lightning.pytorch.callbacks.litcam"
-
-
-@pytest.fixture
-def warned():
-    lines = []
-
-    class Keep(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    keep, logger = Keep(logging.WARNING), logging.getLogger(LOG)
-    logger.addHandler(keep)
-    yield lines
-    logger.removeHandler(keep)
 
 
 class Out(nn.Module):

@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import logging
 import pickle
 from pathlib import Path
 
@@ -16,20 +15,6 @@ from torch import nn
 from litcam.callbacks import GradCAM
 from litcam.callbacks.explained import shown_maps
 from litcam.callbacks.places import pictures
-
-
-@pytest.fixture
-def warned():
-    lines = []
-
-    class Keep(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    keep, logger = Keep(logging.WARNING), logging.getLogger("lightning.pytorch.callbacks.litcam")
-    logger.addHandler(keep)
-    yield lines
-    logger.removeHandler(keep)
 
 
 class Wrap(nn.Module):
