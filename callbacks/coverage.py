@@ -4,21 +4,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from litcam.callbacks.notes import Notes
+from litcam.callbacks.each_validation import EachValidation
 
 __all__ = ["Coverage"]
 
 
-class Coverage(Callback):
+class Coverage(EachValidation):
     """Counts the images of each epoch by their ``index``, over all processes, and logs the counts.
 
     Logged for training and validation, as ``train/images_unique``, ``train/images_repeated`` and
     ``train/images_missing``, and ``val/…`` alike. Validation is to have none missing and none
     repeated, and says so aloud if it has; training leaves out less than one batch of every process.
-    It costs one count a batch on the device and one reduction an epoch. Batches without ``index``
+    It costs one count a batch on the device and two reductions an epoch. Batches without ``index``
     are not counted, nor are those of a sanity check or of runs with ``limit_…_batches``.
 
     Example:
@@ -26,8 +25,13 @@ class Coverage(Callback):
         >>> trainer = Trainer(callbacks=[Coverage()], logger=False)
     """
 
+    _works_sharded = True
+
     def __init__(self) -> None:
-        self._notes = Notes("Coverage")
+        super().__init__()
+
+    def _forget(self) -> None:
+        super()._forget()
         self._counts: dict[str, Tensor] = {}
         self._expected: dict[str, int] = {}
 
@@ -61,12 +65,13 @@ class Coverage(Callback):
         """Counts a batch of the first loader."""
         loaders = trainer.val_dataloaders
         first = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        if dataloader_idx == 0 and not trainer.sanity_checking:
+        if dataloader_idx == 0 and self._active:
             self._count("val", batch, first, here=False)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the counts of validation."""
-        self._log("val", pl_module, limit=trainer.limit_val_batches or 0)
+        if self._active:
+            self._log("val", pl_module, limit=trainer.limit_val_batches or 0)
 
     def _begin(self, split: str, loader: Any, device: torch.device, *, here: bool) -> None:
         """Begins to count; ``here`` also what was trained before the run was resumed."""
@@ -95,9 +100,14 @@ class Coverage(Callback):
     def _log(self, split: str, pl_module: pl.LightningModule, *, limit: int | float) -> None:
         counts = self._counts.pop(split, None)
         # 1.0 is everything, and 1 is one batch.
-        if counts is None or isinstance(limit, int) or limit < 1:
+        if isinstance(limit, int) or limit < 1:
             return
-        counts = pl_module.trainer.strategy.reduce(counts[:-1], reduce_op="sum")
+        reduce, size = pl_module.trainer.strategy.reduce, 0 if counts is None else len(counts)
+        sizes = torch.tensor([size, -size], device=pl_module.device)
+        least, most = reduce(sizes, reduce_op="min").tolist()
+        if counts is None or least != -most:
+            return  # a process saw no batch with an index
+        counts = reduce(counts[:-1], reduce_op="sum")
         unique = int((counts > 0).sum())
         found = {
             "unique": unique,

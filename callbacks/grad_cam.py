@@ -6,23 +6,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from litcam.callbacks.every import Every
+from litcam.callbacks.each_validation import EachValidation
 from litcam.callbacks.explained.alarm import Alarms, raise_alarms
 from litcam.callbacks.explained.maps import describe_problems, merge
 from litcam.callbacks.explained.measured import MapMetrics
 from litcam.callbacks.explained.recorder import Recorder
 from litcam.callbacks.explained.shown_maps import ShownMaps, log_maps
-from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
+from litcam.callbacks.notes import RETRY, describe_failure, never_kills
 from litcam.callbacks.places.pictures import gather, picture_folder
-from litcam.callbacks.validation.beside import find_sharding
 from litcam.explain.methods.formulas import find_method
 from litcam.explain.networks import is_compiled
 
 
-class GradCAM(Callback):
+class GradCAM(EachValidation):
     """Explains validation images in their own forward and logs the heatmaps, every epoch.
 
     Works with no argument on any LightningModule that classifies images: it finds the network and
@@ -72,9 +70,8 @@ class GradCAM(Callback):
         std: Sequence[float] = (),
         name: str = "gradcam",
     ) -> None:
-        for argument, value in (("num_images", num_images), ("every_n_epochs", every_n_epochs)):
-            if value < 1:
-                raise ValueError(f"{argument} must be at least 1, got {value}")
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
         if len(mean) != len(std):
             raise ValueError(f"mean and std must be of one length, got {mean} and {std}")
         if not classes:
@@ -85,35 +82,26 @@ class GradCAM(Callback):
         self.num_images, self.method = num_images, method
         self.classes = (classes,) if isinstance(classes, str) else tuple(classes)
         self.network, self.target_layer, self.name = network, target_layer, name
-        self.indices, self.every_n_epochs = tuple(indices), every_n_epochs
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._notes = Notes("GradCAM")
-        self._every = Every(self.every_n_epochs)
-        self._forget()
+        self.indices, self.mean, self.std = tuple(indices), tuple(mean), tuple(std)
+        super().__init__(every_n_epochs)
 
     def _forget(self) -> None:
-        """Everything that belongs to one run."""
+        super()._forget()
         self._recorder: Recorder | None = None
-        self._active = self._disabled = self._failed = False
         self._measured, self._alarms = MapMetrics(self.metrics), Alarms()
         self._shown = ShownMaps(
             self.classes, self.num_images, indices=self.indices, mean=self.mean, std=self.std
         )
         self._positions: dict[int, int] = {}
         self._recording = False
-        self._problems: list[str] = []
 
     # The run
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, and asks every process where the pictures go."""
-        self._every = Every(self.every_n_epochs)
-        self._forget()
+        super().setup(trainer, pl_module, stage)
         self._folder = picture_folder(trainer, self.name)
-        if strategy := find_sharding(trainer):
-            self._disabled = True
-            rank_zero_info(f"GradCAM is off under {strategy}: its maps are untested there")
-        elif cost := self._measured.describe_cost():
+        if (cost := self._measured.describe_cost()) and not self._off:
             rank_zero_info(f"GradCAM {cost}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,12 +119,15 @@ class GradCAM(Callback):
                 "uncompiled: GradCAM(metrics=['sparseness', …]) does"
             )
 
-    on_validation_start = on_test_start = on_fit_start
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where nothing is trained."""
+        super().on_validation_start(trainer, pl_module)
+        self.on_fit_start(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves nothing of the network behind."""
         self._close()
-        self._forget()
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -149,7 +140,7 @@ class GradCAM(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        self._active, self._failed = self._every.is_due(trainer), False
+        super().on_validation_epoch_start(trainer, pl_module)
         self._shown.begin()
 
     @never_kills
@@ -162,7 +153,7 @@ class GradCAM(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Puts the hooks on where the batch holds images to show."""
-        if self._disabled or self._failed or not self._active:
+        if self._failed or not self._active:
             return
         self._positions = self._shown.find(trainer, batch, batch_idx, dataloader_idx)
         # Of several loaders the first is measured.
@@ -206,7 +197,7 @@ class GradCAM(Callback):
             return
         # Every process comes here, whatever failed before: these are the collectives.
         stage = "test" if trainer.testing else "val"
-        values, left_out = self._measured.compute(pl_module.device)
+        values, left_out = self._measured.compute(trainer, pl_module.device, whole=not self._failed)
         for metric, value in values.items():
             # The same on every process already; Lightning warns unless it may compare them.
             key = f"{stage}/{self.name}/{metric}"
@@ -219,11 +210,11 @@ class GradCAM(Callback):
             return
         explained = merge([part[0] for part in parts])
         problems = [problem for part in parts for problem in part[1]]
-        if not explained and not problems and not self._disabled:
+        if not explained and not problems:
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._notes.warn([*left_out, *problems, *describe_problems(explained)])
-        if self._disabled or self._failed:
+        if self._failed:
             return
         try:
             raise_alarms(trainer, alarms, self._folder)
@@ -232,10 +223,7 @@ class GradCAM(Callback):
         except Exception as error:
             self._notes.warn([describe_failure(error, RETRY)])
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts the validation."""
-        self._every.end(trainer)
-
+    on_test_start = on_validation_start
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
@@ -250,12 +238,12 @@ class GradCAM(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the alarm has seen and said, and how many validations there were."""
-        return {**self._alarms.state_dict(), **self._every.state_dict()}
+        return {**self._alarms.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there."""
         self._alarms.load_state_dict(state_dict)
-        self._every.load_state_dict(state_dict)
+        super().load_state_dict(state_dict)
 
     # Its parts
 
@@ -266,5 +254,4 @@ class GradCAM(Callback):
 
     def _give_up(self, error: Exception) -> None:
         self._close()
-        self._failed = True
-        self._problems.append(describe_failure(error, RETRY))
+        super()._give_up(error)

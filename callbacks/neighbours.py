@@ -4,20 +4,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from litcam.callbacks.every import Every
-from litcam.callbacks.notes import Notes, describe_failure, never_kills
-from litcam.callbacks.validation.beside import find_images, find_sharding, untouched
+from litcam.callbacks.each_validation import EachValidation
+from litcam.callbacks.notes import describe_failure, never_kills
+from litcam.callbacks.validation.beside import find_images, untouched
 from litcam.callbacks.validation.chosen import ShownImages, find_labels, find_loaders
 
 TEMPERATURE = 0.07
 CHUNK = 1024
 
 
-class Neighbours(Callback):
+class Neighbours(EachValidation):
     """Classifies each validation image by its neighbours among the others, and logs how often.
 
     The images are compared by the encoder's pooled output, and each of the nearest votes for its
@@ -54,19 +52,15 @@ class Neighbours(Callback):
         for argument, value, least in (
             ("num_neighbours", num_neighbours, 1),
             ("num_images", num_images, 2),
-            ("every_n_epochs", every_n_epochs, 1),
         ):
             if value < least:
                 raise ValueError(f"{argument} must be at least {least}, got {value}")
         self.num_neighbours, self.num_images = num_neighbours, num_images
-        self.every_n_epochs, self.network = every_n_epochs, network
-        self._notes = Notes("Neighbours")
-        self._every = Every(self.every_n_epochs)
-        self._forget()
+        self.network = network
+        super().__init__(every_n_epochs)
 
     def _forget(self) -> None:
-        """Everything that belongs to one run."""
-        self._active = self._disabled = False
+        super()._forget()
         self._shown: tuple[Any, ShownImages] | None = None
         self._problem = ""
         self._forget_images()
@@ -79,14 +73,6 @@ class Neighbours(Callback):
 
     # The run
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begins anew."""
-        self._every = Every(self.every_n_epochs)
-        self._forget()
-        if strategy := find_sharding(trainer):
-            self._disabled = True
-            rank_zero_info(f"Neighbours is off under {strategy}: untested there")
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a module without the encoder. Not in `setup`, where it may be unfinished."""
         try:
@@ -98,15 +84,14 @@ class Neighbours(Callback):
                 f"pass network=… to Neighbours, one of its parts: {parts}"
             ) from None
 
-    on_validation_start = on_fit_start
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves nothing of the run behind."""
-        self._forget()
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where nothing is trained."""
+        super().on_validation_start(trainer, pl_module)
+        self.on_fit_start(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        self._active = self._every.is_due(trainer) and not self._disabled
+        super().on_validation_epoch_start(trainer, pl_module)
         self._forget_images()
 
     @never_kills
@@ -162,22 +147,10 @@ class Neighbours(Callback):
         # Equal on every process: it is synchronised only because Lightning warns otherwise.
         pl_module.log("val/knn_acc1", accuracy, batch_size=1, sync_dist=True)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts the validation."""
-        self._every.end(trainer)
-
     @property
     def state_key(self) -> str:
         """Tells two such callbacks apart."""
         return self._generate_state_key(network=self.network)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many validations there were."""
-        return self._every.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Counts on from there."""
-        self._every.load_state_dict(state_dict)
 
     # Its parts
 
@@ -208,7 +181,7 @@ class Neighbours(Callback):
         told = torch.tensor([count, dim, bool(self._problem)], device=device)
         counts, dims, troubles = trainer.strategy.all_gather(told).reshape(-1, 3).T.tolist()
         if any(troubles) or sum(counts) < 2:
-            self._disabled = True
+            self._off = True
             other = "another process had trouble" if any(troubles) else "no two images were seen"
             self._notes.warn([self._problem or f"stops: {other}"])
             return None

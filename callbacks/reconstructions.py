@@ -6,24 +6,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from litcam.callbacks.every import Every
+from litcam.callbacks.each_validation import EachValidation
 from litcam.callbacks.explained.maps import Names
 from litcam.callbacks.explained.reconstruction_views import (
     Reconstructed,
     draw_reconstructions,
     reconstruct_images,
 )
-from litcam.callbacks.notes import RETRY, Notes, describe_failure, never_kills
+from litcam.callbacks.notes import never_kills
 from litcam.callbacks.places.pictures import current_step, gather, log_images, picture_folder
-from litcam.callbacks.validation.beside import fetch_images, find_images, find_sharding, untouched
+from litcam.callbacks.validation.beside import fetch_images, find_images, untouched
 from litcam.callbacks.validation.chosen import Pixels, ShownImages, find_dataset, find_loaders
 
 
-class Reconstructions(Callback):
+class Reconstructions(EachValidation):
     """Hides the same cells of the same validation images every epoch and logs what is predicted.
 
     Works on `litcam.lightning_modules.MAE`, and on any LightningModule with a method
@@ -61,43 +59,30 @@ class Reconstructions(Callback):
         std: Sequence[float] = (),
         name: str = "reconstructions",
     ) -> None:
-        for argument, value in (
-            ("num_images", num_images),
-            ("every_n_epochs", every_n_epochs),
-            *(("steps", step) for step in steps),
-        ):
+        for argument, value in (("num_images", num_images), *(("steps", step) for step in steps)):
             if value < 1:
                 raise ValueError(f"{argument} must be at least 1, got {value}")
         if len(mean) != len(std):
             raise ValueError(f"mean and std must be of one length, got {mean} and {std}")
         self.num_images, self.indices, self.name = num_images, tuple(indices), name
-        self.every_n_epochs, self.steps = every_n_epochs, frozenset(steps)
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._notes = Notes("Reconstructions")
-        self._every = Every(self.every_n_epochs)
-        self._forget()
+        self.steps, self.mean, self.std = frozenset(steps), tuple(mean), tuple(std)
+        super().__init__(every_n_epochs)
 
     def _forget(self) -> None:
-        """Everything that belongs to one run."""
-        self._active = self._disabled = self._failed = False
+        super()._forget()
         self._shown: tuple[Any, ShownImages] | None = None
         self._seen: set[int] = set()
         self._made: list[Reconstructed] = []
         self._kept: dict[int, Tensor] = {}
         self._drawn: set[int] = set()
-        self._problems: list[str] = []
         self._choice = ""
 
     # The run
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, and asks every process where the pictures go."""
-        self._every = Every(self.every_n_epochs)
-        self._forget()
+        super().setup(trainer, pl_module, stage)
         self._folder = picture_folder(trainer, self.name)
-        if strategy := find_sharding(trainer):
-            self._disabled = True
-            rank_zero_info(f"Reconstructions is off under {strategy}: untested there")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a module that cannot reconstruct. Not in `setup`, where it may be unfinished."""
@@ -109,15 +94,14 @@ class Reconstructions(Callback):
                 "or leave Reconstructions out of the Trainer's callbacks"
             )
 
-    on_validation_start = on_fit_start
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves nothing of the run behind."""
-        self._forget()
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where nothing is trained."""
+        super().on_validation_start(trainer, pl_module)
+        self.on_fit_start(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
-        self._active, self._failed = self._every.is_due(trainer), False
+        super().on_validation_epoch_start(trainer, pl_module)
         self._made, self._seen = [], set()
 
     @never_kills
@@ -131,7 +115,7 @@ class Reconstructions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Reconstructs the shown images of a batch."""
-        if self._disabled or self._failed or not self._active or dataloader_idx:
+        if self._failed or not self._active or dataloader_idx:
             return
         loader, shown = self._choose_images(trainer)
         positions = shown.find(batch, batch_idx, loader, self._seen)
@@ -159,7 +143,7 @@ class Reconstructions(Callback):
         # Where no index is known, every process counts from zero: the first's images are kept.
         made = {image.index: image for part in reversed(parts) for image in part[0]}
         problems = [problem for part in parts for problem in part[1]]
-        if not made and not problems and not self._disabled:
+        if not made and not problems:
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._kept = {i: image.kept for i, image in made.items() if image.kept is not None}
@@ -181,33 +165,17 @@ class Reconstructions(Callback):
         step = trainer.global_step
         if step not in self.steps or step in self._drawn or not trainer.is_global_zero:
             return
-        if not self._disabled:
+        if not self._off:
             self._draw_step(trainer, pl_module)
             self._notes.warn(self._problems)
             self._problems = []
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts the validation."""
-        self._every.end(trainer)
 
     @property
     def state_key(self) -> str:
         """Tells two such callbacks apart."""
         return self._generate_state_key(name=self.name)
 
-    def state_dict(self) -> dict[str, Any]:
-        """How many validations there were."""
-        return self._every.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Counts on from there."""
-        self._every.load_state_dict(state_dict)
-
     # Its parts
-
-    def _give_up(self, error: Exception) -> None:
-        self._failed = True
-        self._problems.append(describe_failure(error, RETRY))
 
     def _choose_images(self, trainer: pl.Trainer) -> tuple[Any, ShownImages]:
         if self._shown is None:

@@ -49,6 +49,7 @@ class MapMetrics:
         self._right, asked = RightAnswers(), self._metrics.get(BlankMaps)
         self._blank = asked if isinstance(asked, BlankMaps) else BlankMaps()
         self._told: set[str] = set()
+        self._partial: set[Callable[[], ImageMean]] = set()
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -92,14 +93,22 @@ class MapMetrics:
                 beside = _beside(trainer, module) if needs == "network" else nullcontext()
                 problem = _try(metric, given[needs], beside)
             if problem:
+                self._partial.add(make)
                 problems.append(f"cannot measure {', '.join(self._names(make))}: {problem}")
         return problems
 
-    def compute(self, device: torch.device) -> tuple[dict[str, float], list[str]]:
-        """The values that there are, over all processes, and begins anew. A collective.
+    def compute(
+        self, trainer: pl.Trainer, device: torch.device, *, whole: bool
+    ) -> tuple[dict[str, float], list[str]]:
+        """The values of the whole validation, over all processes, and begins anew. A collective.
+
+        A metric that failed in some batch, on any process, has no value: it would look like one of
+        the whole validation.
 
         Args:
+            trainer: its strategy is used.
             device: Of the collective; a process without a batch has its metrics elsewhere.
+            whole: Whether every batch of this process was added.
 
         Returns:
             The values by name; and how many images were left out and why, of each metric once.
@@ -108,9 +117,13 @@ class MapMetrics:
             return {}, []
         values: dict[str, float] = {}
         left_out: dict[str, list[str]] = {}
-        for make, metric in self._metrics.items():
+        failed = [not whole, *(make in self._partial for make in self._metrics)]
+        flags = torch.tensor(failed, dtype=torch.int, device=device)
+        broken, *partial = trainer.strategy.reduce(flags, reduce_op="max").tolist()
+        self._partial = set()
+        for (make, metric), in_part in zip(self._metrics.items(), partial, strict=True):
             result, names = _compute(metric, device), self._names(make)
-            if metric.has_value:
+            if metric.has_value and not (broken or in_part):
                 for name in names:
                     key = self._entries[name].value
                     values[name] = float(result[key] if key else result)
@@ -123,7 +136,8 @@ class MapMetrics:
                 total = metric.num_skipped + metric.num_measured
                 line = f"leaves {metric.num_skipped} of {total} images out of {{}}: {metric.skips}"
                 left_out.setdefault(line, []).extend(names)
-        self._facts = self._find_facts(values, device)
+        facts = self._find_facts(values, device)
+        self._facts = {} if broken else facts
         for metric in (*self._metrics.values(), self._right, self._blank):
             metric.reset()
         return values, [line.format(", ".join(names)) for line, names in left_out.items()]

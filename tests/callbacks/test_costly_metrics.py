@@ -172,7 +172,7 @@ def test_they_survive_pickling_and_copying():
     measured = MapMetrics(["deletion", "insertion", "average_drop", "increase"])
     for other in (pickle.loads(pickle.dumps(measured)), copy.deepcopy(measured)):
         assert other.describe_cost() == measured.describe_cost()
-        assert other.compute(torch.device("cpu")) == ({}, [])
+        assert other.compute(make_trainer(), torch.device("cpu"), whole=True) == ({}, [])
 
 
 class Needy(nn.Module):

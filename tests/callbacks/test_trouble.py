@@ -15,6 +15,7 @@ from torch import nn
 from litcam.callbacks import GradCAM
 from litcam.callbacks.explained import shown_maps
 from litcam.callbacks.places import pictures
+from litcam.explain import Sparseness
 
 
 class Wrap(nn.Module):
@@ -116,6 +117,28 @@ def test_after_one_failure_the_next_validation_is_whole(owner, name, warned, tmp
     with Path(logger.log_dir, "metrics.csv").open() as file:
         measured = [row["val/gradcam/sparseness"] for row in csv.DictReader(file)]
     assert len(set(filter(None, measured))) >= 2
+
+
+def test_numbers_of_a_part_of_a_validation_are_not_logged(warned, tmp_path, monkeypatch):
+    """A mean over some batches would look like one over all."""
+    update, calls = Sparseness.update, []
+
+    def fail_once(self, maps):
+        calls.append(True)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("a hiccup")
+        update(self, maps)
+
+    monkeypatch.setattr(Sparseness, "update", fail_once)
+    logger = loggers.CSVLogger(tmp_path)
+    trainer = make_trainer(GradCAM(), logger=logger, max_epochs=2)
+    trainer.fit(Stranger())
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name: {row["epoch"] for row in rows if row[name]} for name in rows[0]}
+    assert logged["val/gradcam/sparseness"] == {"1"}
+    assert logged["val/gradcam/blank_maps"] == {"0", "1"}
+    assert len(warned) == 1 and "cannot measure sparseness" in warned[0]
 
 
 def test_disk_full_in_the_middle_of_a_picture(warned, tmp_path, monkeypatch):
