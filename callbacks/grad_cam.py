@@ -1,23 +1,28 @@
 """Heatmaps of where the network looks, out of the validation forward itself, at every epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from litcam.callbacks.each_validation import EachValidation
 from litcam.callbacks.explained.alarm import Alarms, raise_alarms
+from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.explained.maps import describe_problems, merge
 from litcam.callbacks.explained.measured import MapMetrics
 from litcam.callbacks.explained.recorder import Recorder
 from litcam.callbacks.explained.shown_maps import ShownMaps, log_maps
+from litcam.callbacks.explained.surest import SHOW
 from litcam.callbacks.notes import RETRY, describe_failure, never_kills
 from litcam.callbacks.places.pictures import gather, picture_folder
+from litcam.callbacks.validation.batch import Reading
 from litcam.explain.methods.formulas import find_method
 from litcam.explain.networks import is_compiled
+from litcam.explain.scores import Target, check_activation
 
 
 class GradCAM(EachValidation):
@@ -36,6 +41,8 @@ class GradCAM(EachValidation):
         target_layer: dotted name of the layer; by default found and checked.
         classes: one view each: `"predicted"`, `"true"`, a class name or a class number.
         indices: dataset indices of the images to show, instead of `num_images`.
+        show: `"fixed"`, the same images every time; `"wrong"`, the surest mistakes of a validation;
+            `"changed"`, the surest answers that were others at the last one.
         every_n_epochs: draw and measure at every n-th validation only.
         metrics: numbers for the maps of all validation images, logged as `val/gradcam/<metric>`;
             every image is then explained, in the same forward. By default those of
@@ -43,6 +50,15 @@ class GradCAM(EachValidation):
             `"energy_inside"` where batches have `mask` or `box`, `"sparseness"`, `"drift"`,
             `"blank_maps"`. The others run more forwards, which `limit_val_batches` bounds; `()`
             measures nothing. From them comes the alarm.
+        target: from the network's output to one number an image `(batch,)`, or several
+            `(batch, k)`, which are explained instead of class scores: for segmentation, embeddings,
+            detection, regression. Then there is the view `"target"`, or one for each of `classes`.
+        activation: what makes probabilities of the scores: `"softmax"`, `"sigmoid"` (one logit, or
+            several classes an image) or `"identity"` (they are some); by default told by scores and
+            labels.
+        images: from a batch to its images `(batch, channels, height, width)`, where they are not
+            found.
+        labels: from a batch to its labels, `(batch,)` or `(batch, num_classes)`, the same.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
         name: in log keys and of the folder; two such callbacks need two names.
@@ -64,8 +80,13 @@ class GradCAM(EachValidation):
         target_layer: str = "",
         classes: Sequence[str | int] = ("predicted", "true"),
         indices: Sequence[int] = (),
+        show: str = "fixed",
         every_n_epochs: int = 1,
         metrics: Sequence[str] | None = None,
+        target: Target | None = None,
+        activation: str = "",
+        images: Callable[[Any], Tensor] | None = None,
+        labels: Callable[[Any], Tensor] | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         name: str = "gradcam",
@@ -76,8 +97,16 @@ class GradCAM(EachValidation):
             raise ValueError(f"mean and std must be of one length, got {mean} and {std}")
         if not classes:
             raise ValueError("classes must name a view: predicted, true, a class name or number")
+        if show not in SHOW:
+            raise ValueError(f"show must be one of {', '.join(SHOW)}, got {show!r}")
+        if indices and show != "fixed":
+            raise ValueError(f"indices names the images, and so does show={show!r}: pass one")
         find_method(method)
         MapMetrics(metrics)
+        if activation:
+            check_activation(activation)
+        self.show, self.target, self.activation = show, target, activation
+        self._reading = Reading(images, labels)
         self.metrics = None if metrics is None else tuple(metrics)
         self.num_images, self.method = num_images, method
         self.classes = (classes,) if isinstance(classes, str) else tuple(classes)
@@ -88,9 +117,15 @@ class GradCAM(EachValidation):
     def _forget(self) -> None:
         super()._forget()
         self._recorder: Recorder | None = None
+        self._answer = Answer(self.target, self.activation)
         self._measured, self._alarms = MapMetrics(self.metrics), Alarms()
         self._shown = ShownMaps(
-            self.classes, self.num_images, indices=self.indices, mean=self.mean, std=self.std
+            self.classes,
+            self.num_images,
+            indices=self.indices,
+            mean=self.mean,
+            std=self.std,
+            show=self.show,
         )
         self._positions: dict[int, int] = {}
         self._recording = False
@@ -111,7 +146,9 @@ class GradCAM(EachValidation):
         """
         if self._recorder is not None:
             return
-        self._recorder = Recorder(pl_module, self.method, self.network, self.target_layer)
+        names = self.method, self.network, self.target_layer
+        reading, answer = self._reading, self._answer
+        self._recorder = Recorder(pl_module, *names, reading=reading, answer=answer)
         if self.metrics is None and is_compiled(pl_module):
             self._measured = MapMetrics(())
             rank_zero_info(
@@ -183,12 +220,16 @@ class GradCAM(EachValidation):
         if cam is None:
             self._problems.append(problem)
             return
+        assert cam.logits is not None
+        labels, answer = self._reading.labels(batch), self._answer
+        if positions or not answer.activation:
+            answer.learn(cam.logits, several=self._reading.have_several(batch))
         if positions:
             self._problems += self._shown.add(
-                trainer, self._recorder, cam, batch, positions, dataloader_idx
+                trainer, self._recorder, cam, labels, answer, positions, dataloader_idx
             )
         if self._measured and not dataloader_idx:
-            self._problems += self._measured.update(trainer, pl_module, cam, batch)
+            self._problems += self._measured.update(trainer, pl_module, cam, batch, labels, answer)
         cam.release()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -208,9 +249,9 @@ class GradCAM(EachValidation):
         self._shown.begin()
         if not trainer.is_global_zero:
             return
-        explained = merge([part[0] for part in parts])
+        explained = self._shown.keep(merge([part[0] for part in parts]))
         problems = [problem for part in parts for problem in part[1]]
-        if not explained and not problems:
+        if not explained and not problems and self.show == "fixed":
             problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._notes.warn([*left_out, *problems, *describe_problems(explained)])

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from litcam.callbacks.each_validation import EachValidation
 from litcam.callbacks.notes import describe_failure, never_kills
-from litcam.callbacks.validation.beside import find_images, untouched
-from litcam.callbacks.validation.chosen import ShownImages, find_labels, find_loaders
+from litcam.callbacks.validation.batch import find_images, find_labels
+from litcam.callbacks.validation.beside import untouched
+from litcam.callbacks.validation.chosen import ShownImages, find_loaders
 
 TEMPERATURE = 0.07
 CHUNK = 1024

@@ -17,8 +17,10 @@ from litcam.callbacks.explained.reconstruction_views import (
 )
 from litcam.callbacks.notes import never_kills
 from litcam.callbacks.places.pictures import current_step, gather, log_images, picture_folder
-from litcam.callbacks.validation.beside import fetch_images, find_images, untouched
-from litcam.callbacks.validation.chosen import Pixels, ShownImages, find_dataset, find_loaders
+from litcam.callbacks.validation.batch import find_images
+from litcam.callbacks.validation.beside import fetch_images, untouched
+from litcam.callbacks.validation.chosen import ShownImages, find_dataset, find_loaders
+from litcam.callbacks.validation.pixels import Pixels
 
 
 class Reconstructions(EachValidation):

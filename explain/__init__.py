@@ -11,6 +11,7 @@ from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame, S
 from litcam.explain.metrics.randomisation import randomisation_check
 from litcam.explain.metrics.road import ROAD
 from litcam.explain.metrics.table import METRICS, find_metric
+from litcam.explain.scores import Scored
 
 __all__ = [
     "CAM",
@@ -24,6 +25,7 @@ __all__ = [
     "Drift",
     "EnergyInside",
     "PointingGame",
+    "Scored",
     "Sparseness",
     "TargetLayer",
     "count_forwards",

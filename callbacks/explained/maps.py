@@ -28,6 +28,7 @@ class Explained:
         label: the true class, or None where the batch does not tell.
         probabilities: `(num_classes,)`.
         made_by: layer, grid and method, for the record.
+        rank: its place among those that are shown, where they are not the same every time.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Explained:
     label: int | None
     probabilities: npt.NDArray[np.float32]
     made_by: dict[str, Any]
+    rank: int | None = None
 
     @property
     def predicted(self) -> int:
@@ -61,6 +63,7 @@ class Names:
 
     classes: Sequence[str]
     keys: Sequence[str]
+    one: str = "target"  # what the only score of an image is called
 
     @classmethod
     def find(cls, trainer: pl.Trainer, dataset: Any) -> "Names":
@@ -101,10 +104,15 @@ class Names:
 def find_views(
     wanted: Sequence[str | int], names: Names, logits: Tensor, labels: Tensor | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """One class an image for every view, `(batch,)`, and what is wrong with the other views."""
+    """One class an image for every view, `(batch,)`, -1 for none; what is wrong with the others.
+
+    Of one score an image, the user's target, there is one view.
+    """
     views: dict[str, Tensor] = {}
     problems = []
     batch, num_classes = logits.shape
+    if num_classes == 1:
+        return {"target": logits.new_zeros(batch, dtype=torch.long)}, []
     for view in wanted:
         if view == "predicted":
             views[view] = logits.detach().nan_to_num().argmax(1)
@@ -112,17 +120,16 @@ def find_views(
             numbers = [] if labels is None else labels.tolist()
             if labels is None:
                 problems.append("has no view of the true class: the batch has no labels")
-            elif -1 in numbers:
-                problems.append(
-                    "has no view of the true class: there are images without a label, or with "
-                    "several"
-                )
-            elif wrong := [n for n in numbers if not 0 <= n < num_classes]:
+            elif wrong := [n for n in numbers if not -1 <= n < num_classes]:
                 problems.append(
                     f"has no view of the true class: label {wrong[0]} is not one of the "
                     f"network's {num_classes} classes"
                 )
             else:
+                if -1 in numbers:
+                    problems.append(
+                        "has no view of the true class for images without a label, or with several"
+                    )
                 views[view] = labels.to(logits.device)
         else:
             try:
@@ -139,6 +146,7 @@ def explain_images(
     views: Mapping[str, Tensor],
     labels: Tensor | None,
     photos: npt.NDArray[np.uint8],
+    probabilities: Tensor,
     dataloader_idx: int,
     made_by: dict[str, Any],
 ) -> list[Explained]:
@@ -147,28 +155,30 @@ def explain_images(
     Args:
         cam: has recorded the batch's forward.
         rows: places in the batch, with their dataset indices.
-        views: one class an image `(batch,)` for every view.
+        views: one class an image `(batch,)` for every view, -1 where it has none.
         labels: true classes `(batch,)`, or None.
         photos: pixels of the images in `rows`.
+        probabilities: of the batch, `(batch, num_classes)`.
         dataloader_idx: which loader the batch came from.
         made_by: layer, grid and method, for the record.
     """
-    assert cam.logits is not None
     chosen = list(rows)
-    maps = cam(torch.stack(list(views.values()), 1))[chosen].cpu().numpy()
-    probabilities = cam.logits.detach()[chosen].float().softmax(1).cpu().numpy()
+    table = torch.stack(list(views.values()), 1)
+    maps = cam(table.clamp(min=0))[chosen].cpu().numpy()
+    numbers, probable = table[chosen].cpu().numpy(), probabilities[chosen].cpu().numpy()
     return [
         Explained(
             index=rows[row],
             dataloader_idx=dataloader_idx,
             photo=photos[place],
-            maps=maps[place],
-            views={view: int(classes[row]) for view, classes in views.items()},
-            label=None if labels is None else int(labels[row]),
-            probabilities=probabilities[place],
+            maps=maps[place, numbers[place] >= 0],
+            views={v: int(n) for v, n in zip(views, numbers[place], strict=True) if n >= 0},
+            label=None if labels is None or labels[row] < 0 else int(labels[row]),
+            probabilities=probable[place],
             made_by=made_by,
         )
         for place, row in enumerate(chosen)
+        if (numbers[place] >= 0).any()
     ]
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from litcam.callbacks.explained.alarm import Measured, RightAnswers
+from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.validation.beside import untouched
-from litcam.callbacks.validation.chosen import find_labels
 from litcam.explain import CAM, ROAD
 from litcam.explain.metrics.image_mean import ImageMean
 from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame
@@ -68,15 +68,29 @@ class MapMetrics:
         )
 
     def update(
-        self, trainer: pl.Trainer, module: pl.LightningModule, cam: CAM, batch: Any
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        cam: CAM,
+        batch: Any,
+        labels: Tensor | None,
+        answer: Answer,
     ) -> list[str]:
         """Adds a batch that was recorded, and lets its graph go.
+
+        Args:
+            trainer: its precision is that of further forwards.
+            module: stays as it is.
+            cam: has recorded the batch's forward.
+            batch: holds the regions and indices, where there are any.
+            labels: class numbers `(batch,)`, or None.
+            answer: what of the network's output is explained.
 
         Returns:
             What could not be measured, one line a metric. A metric that fails raises nothing: the
             pictures go on, and so do the other processes, which will meet this one in `compute`.
         """
-        device, given, lacking = _find_inputs(cam, batch)
+        device, given, lacking = _find_inputs(cam, batch, labels, answer)
         self._right.to(device).update(*given["answers"])
         if BlankMaps not in self._metrics:
             self._blank.to(device).update(*given[""])
@@ -165,22 +179,27 @@ class MapMetrics:
 
 
 def _find_inputs(
-    cam: CAM, batch: Any
+    cam: CAM, batch: Any, labels: Tensor | None, answer: Answer
 ) -> tuple[torch.device, dict[str, tuple[Any, ...]], dict[str, str]]:
     """The device; what `update` takes, by what its metric needs; and why there is none of it."""
     assert cam.logits is not None and cam.images is not None
     images, logits = cam.images, cam.logits.detach()
     classes = logits.nan_to_num().argmax(1)
-    if (labels := find_labels(batch)) is not None:
+    labels = None if logits.shape[1] < 2 else labels
+    if labels is not None:
         known = (labels >= 0) & (labels < logits.shape[1])
         classes = labels.to(classes).where(known.to(classes.device), classes)
     maps = cam(classes)
     given: dict[str, tuple[Any, ...]] = {
         "": (maps,),
         "answers": (logits, labels),
-        "network": (cam.network, images, maps, classes, logits.float().softmax(1)),
     }
     lacking: dict[str, str] = {}
+    probabilities = answer.probabilities(logits)
+    if logits.shape[1] < 2 and answer.activation == "identity":
+        lacking["network"] = "target gives no probability; pass activation='sigmoid' if it does"
+    else:
+        given["network"] = answer.ask(cam.network), images, maps, classes, probabilities
     found = batch if isinstance(batch, Mapping) else {}
     name = next((name for name in ("mask", "box") if found.get(name) is not None), "")
     index = found.get("index")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litcam.callbacks.explained.maps import Names
 from litcam.callbacks.places.pictures import LoggedImage
-from litcam.callbacks.validation.chosen import Pixels
+from litcam.callbacks.validation.pixels import Pixels
 from litcam.explain.figures import Picture, enlarge
 
 GREY = 128

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.explained.finder import Finder
-from litcam.callbacks.validation.beside import find_images
-from litcam.callbacks.validation.chosen import find_labels
+from litcam.callbacks.validation.batch import Reading
 from litcam.explain import CAM
 from litcam.explain.layers.layout import find_module, resolve_indices
 
@@ -22,6 +22,8 @@ class Recorder:
         method: a name in `litcam.explain.METHODS`.
         network: dotted name of the network in `root`, or empty to find it.
         target_layer: dotted name of the layer in the network or in `root`, or empty to find it.
+        reading: how batches are read.
+        answer: what of the network's output is explained.
 
     Attributes:
         method: as it was given.
@@ -36,8 +38,12 @@ class Recorder:
         method: str,
         network: str,
         target_layer: str,
+        *,
+        reading: Reading,
+        answer: Answer,
     ) -> None:
         self._root, self.method = root, method
+        self._reading, self._answer = reading, answer
         self._layer: nn.Module | None = None
         self._cam: CAM | None = None
         self._finder: Finder | None = None
@@ -50,7 +56,7 @@ class Recorder:
 
     def start(self, batch: Any) -> None:
         """Begins to record, before a validation step."""
-        images = find_images(batch)
+        images = self._reading.images(batch)
         if self._cam is None:
             self._finder = Finder(self._root, self._make, batch, images)
         else:
@@ -93,7 +99,7 @@ class Recorder:
         return next((name for name, part in self._root.named_modules() if part is network), "")
 
     def _make(self, network: nn.Module) -> CAM:
-        return CAM(network, self.method, self._layer)
+        return CAM(network, self.method, self._layer, target=self._answer)
 
     def _find_problem(self, cam: CAM, batch: Any, num_classes: int) -> str:
         name = self.name_of(cam.network) or type(cam.network).__name__
@@ -102,14 +108,20 @@ class Recorder:
         if cam.logits is None or cam.images is None:
             return f"was told to explain `{name}`, which the validation step does not call"
         scores, num_scores = cam.logits, cam.logits.shape[1]
-        if num_scores < 2:
+        labels, images = self._reading.labels(batch), self._reading.images(batch)
+        if not num_scores:
             return f"needs a logit for each class, `{name}` returns {tuple(scores.shape)}"
-        labels, images = find_labels(batch), find_images(batch)
+        if self._answer.is_one_logit and labels is None:
+            return (
+                f"needs a logit for each class, `{name}` returns one number an image and no labels "
+                "of 0 and 1 tell two classes: GradCAM(target=lambda output: output[:, 0]) explains "
+                "the number"
+            )
         if labels is not None and len(labels) != len(scores):
             return f"got {len(scores)} logits from `{name}` for {len(labels)} labels"
         if images is not None and len(images) != len(cam.images):
             return f"got {len(cam.images)} images in `{name}` for {len(images)} in the batch"
-        if num_classes and num_scores != num_classes:
+        if num_classes and num_scores != num_classes and not self._answer.is_given:
             return (
                 f"found {num_scores} scores of `{name}` for {num_classes} classes of the data: "
                 f"features before a head? If it is right, pass network={name!r}, else the network "

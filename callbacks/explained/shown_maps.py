@@ -5,18 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
+from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.explained.maps import Explained, Names, explain_images, find_views
 from litcam.callbacks.explained.recorder import Recorder
+from litcam.callbacks.explained.surest import Surest
 from litcam.callbacks.explained.views import draw_views
 from litcam.callbacks.places.pictures import current_step, log_images
 from litcam.callbacks.validation.chosen import (
-    Pixels,
     ShownImages,
     find_dataset,
-    find_labels,
     find_loaders,
 )
+from litcam.callbacks.validation.pixels import Pixels
 from litcam.explain import CAM
 
 
@@ -29,6 +31,7 @@ class ShownMaps:
         indices: dataset indices of the images to show, instead of `num_images`.
         mean: normalisation of the images, empty to find it.
         std: the same.
+        show: `"fixed"`, `"wrong"` or `"changed"`, as for `GradCAM`.
 
     Attributes:
         explained: the images of this validation on this process.
@@ -43,23 +46,37 @@ class ShownMaps:
         indices: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
+        show: str,
     ) -> None:
         self._classes, self._num_images, self._indices = classes, num_images, indices
         self._normalisation = tuple(mean), tuple(std)
         self._chosen: dict[int, tuple[Any, ShownImages]] = {}
         self._seen: dict[int, set[int]] = {}
+        self._surest = None if show == "fixed" else Surest(show, num_images)
+        self._show = show
         self.explained: list[Explained] = []
         self.choice = ""
 
     def begin(self) -> None:
         """Forgets the last epoch's images."""
         self.explained, self._seen = [], {}
+        if self._surest is not None:
+            self._surest.begin()
+
+    def keep(self, explained: list[Explained]) -> list[Explained]:
+        """Those of every process that are shown."""
+        return explained if self._surest is None else self._surest.keep(explained)
 
     def find(
         self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> dict[int, int]:
-        """Positions in a batch of images to show, with their dataset indices."""
+        """Positions in a batch of images to show, as far as known before the forward.
+
+        With their dataset indices.
+        """
         loader, shown = self._choose(trainer, dataloader_idx)
+        if self._surest is not None:
+            return shown.find_all(batch, batch_idx, loader)
         return shown.find(batch, batch_idx, loader, self._seen.setdefault(dataloader_idx, set()))
 
     def count_classes(self, trainer: pl.Trainer, dataloader_idx: int) -> int:
@@ -72,18 +89,36 @@ class ShownMaps:
         trainer: pl.Trainer,
         recorder: Recorder,
         cam: CAM,
-        batch: Any,
+        labels: Tensor | None,
+        answer: Answer,
         positions: dict[int, int],
         dataloader_idx: int,
     ) -> list[str]:
         """Makes the maps of the images of one recorded batch and takes them off the device.
+
+        Args:
+            trainer: is in validation or test.
+            recorder: of the network.
+            cam: has recorded the batch's forward.
+            labels: class numbers `(batch,)`, or None.
+            answer: what of the network's output is explained.
+            positions: places in the batch, with their dataset indices.
+            dataloader_idx: which loader the batch came from.
 
         Returns:
             What could not be shown.
         """
         assert cam.logits is not None and cam.images is not None and cam.target_layer is not None
         loader, shown = self._choose(trainer, dataloader_idx)
-        names, labels = Names.find(trainer, find_dataset(loader)), find_labels(batch)
+        names = Names.find(trainer, find_dataset(loader))
+        labels = None if cam.logits.shape[1] < 2 else labels
+        probabilities = answer.probabilities(cam.logits)
+        if self._surest is not None:
+            positions, problem = self._surest.choose(
+                positions, probabilities, labels, dataloader_idx, self.explained
+            )
+            if not positions:
+                return [problem] if problem else []
         views, problems = find_views(self._classes, names, cam.logits, labels)
         if not views:
             return problems
@@ -92,16 +127,32 @@ class ShownMaps:
         layer = f"{recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
         grid = cam.target_layer.grid
         made_by: dict[str, Any] = {"layer": layer, "grid": list(grid), "method": recorder.method}
-        made_by["index_known"] = shown.by_index
+        made_by["index_known"] = shown.by_index and self._surest is None
         self.explained += explain_images(
-            cam, positions, views, labels, photos, dataloader_idx, made_by
+            cam,
+            positions,
+            views,
+            labels,
+            photos,
+            probabilities,
+            dataloader_idx,
+            made_by,
         )
-        self._seen[dataloader_idx] |= set(positions.values())
+        if self._surest is None:
+            self._seen[dataloader_idx] |= set(positions.values())
+        else:
+            self.explained = self._surest.keep(self.explained)
         self.choice = (
             f"explains {type(cam.network).__name__} at {layer} ({grid[0]}x{grid[1]}): "
-            f"{cam.target_layer.reason}; shows {shown.describe()}; pixels by {pixels.source}"
+            f"{cam.target_layer.reason}; shows {self._describe(shown)}; pixels by {pixels.source}"
         )
         return problems
+
+    def _describe(self, shown: ShownImages) -> str:
+        if self._surest is None:
+            return shown.describe()
+        kind = "mistakes" if self._show == "wrong" else "changed answers"
+        return f"the {self._num_images} surest {kind} of each validation"
 
     def _choose(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
         if index not in self._chosen:

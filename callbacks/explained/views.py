@@ -23,7 +23,7 @@ def draw_views(
         when: epoch and step, for the captions.
     """
     views: dict[str, list[LoggedImage]] = {}
-    for image in sorted(explained, key=lambda image: (image.dataloader_idx, image.index)):
+    for image in sorted(explained, key=lambda i: (i.dataloader_idx, i.rank or 0, i.index)):
         suffix = f"/dataloader_idx_{image.dataloader_idx}" if len(names) > 1 else ""
         for place, view in enumerate(image.views):
             logged = _draw(image, place, names[image.dataloader_idx], when)
@@ -33,6 +33,8 @@ def draw_views(
 
 def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
     number = list(image.views.values())[place]
+    is_one = len(image.probabilities) == 1
+    names = Names([names.one], names.keys) if is_one else names
     raw = image.maps[place]
     photo = enlarge(image.photo)
     heat = scale_maps(torch.from_numpy(raw), (photo.shape[0], photo.shape[1])).numpy()
@@ -41,7 +43,8 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
     verdict = "" if label is None else ("right" if label == predicted else "wrong")
     probability, highest = float(image.probabilities[number]), float(raw.max())
     answer = f"predicted {names.of_class(predicted)} {image.probabilities[predicted]:.2f}"
-    parts = [when, names.of_image(image.index), f"true {true}" if true else "", answer]
+    parts = [when, names.of_image(image.index), f"true {true}" if true else ""]
+    parts += [] if is_one else [answer]
     parts += [verdict, f"map of {names.of_class(number)} {probability:.2f}, max {highest:.2g}"]
     return LoggedImage(
         tiles=[photo, overlay(photo, heat)],
@@ -50,7 +53,7 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
             f"{names.of_class(number)} {probability:.2f}, max {highest:.2g}",
         ],
         caption=" | ".join(part for part in [*parts, image.problem] if part),
-        name=f"{image.index:06d}",
+        name=f"{image.index if image.rank is None else image.rank:06d}",
         facts={
             "index": image.index,
             "image": names.of_image(image.index),

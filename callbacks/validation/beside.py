@@ -1,7 +1,7 @@
 """A forward beside training and validation that leaves both as they were."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-IMAGES = ("image", "images", "pixel_values", "input", "x")
+from litcam.callbacks.validation.batch import find_images
 
 
 @contextmanager
@@ -35,16 +35,6 @@ def untouched(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]
             part.training = mode
         random.setstate(numbers)
         np.random.set_state(state)  # noqa: NPY002
-
-
-def find_images(batch: Any) -> Tensor | None:
-    """The images `(batch, channels, height, width)` of a batch, of a dict the best-named ones."""
-    if isinstance(batch, Tensor):
-        return batch if batch.ndim == 4 else None
-    if isinstance(batch, Mapping):
-        named = [batch[name] for name in IMAGES if name in batch]
-        return next(filter(_is_images, [*named, *batch.values()]), None)
-    return next(filter(_is_images, batch), None) if isinstance(batch, Sequence) else None
 
 
 def fetch_images(trainer: pl.Trainer, loader: Any, indices: Sequence[int]) -> dict[int, Tensor]:
@@ -86,7 +76,3 @@ def find_sharding(trainer: pl.Trainer) -> str:
     strategy = type(trainer.strategy).__name__
     sharded = any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel"))
     return strategy if sharded else ""
-
-
-def _is_images(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4

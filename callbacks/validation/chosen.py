@@ -6,15 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
-from einops import rearrange
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, Subset
-
-from litcam.explain.networks import timm_models
-
-LABELS = ("label", "labels", "target", "targets", "y")
 
 
 @dataclass
@@ -62,6 +56,18 @@ class ShownImages:
         order = "by dataset index" if self.by_index else "the first that pass, by unknown index"
         return f"{len(self.indices) or self.num_images} images, {order}"
 
+    def find_all(self, batch: Any, batch_idx: int, loader: Any) -> dict[int, int]:
+        """Every position in the batch with its dataset index, or the number of the batch's image.
+
+        Where no index is known, they are counted as if all batches were of one size.
+        """
+        indices = _indices_of(batch, batch_idx, loader)
+        if indices is None:
+            self.by_index, size = False, _size_of(batch)
+            start = batch_idx * (getattr(loader, "batch_size", None) or size)
+            return {row: start + row for row in range(size)}
+        return dict(enumerate(indices))
+
     def find(self, batch: Any, batch_idx: int, loader: Any, seen: set[int]) -> dict[int, int]:
         """Positions in the batch of images to show, with their dataset indices."""
         indices = _indices_of(batch, batch_idx, loader) if self.by_index else None
@@ -77,28 +83,6 @@ class ShownImages:
         return found
 
 
-def find_labels(batch: Any) -> Tensor | None:
-    """Class numbers `(batch,)` in a batch; of soft labels the strongest, -1 where there is no one.
-
-    Of a tuple the first whole numbers after the images are meant, else shares `(batch, classes)`:
-    of images, boxes and labels the labels. Several classes of one image are no single label.
-    """
-    if isinstance(batch, Mapping):
-        found = [batch[name] for name in LABELS if name in batch][:1]
-    else:
-        found = list(batch[1:]) if isinstance(batch, Sequence) else []
-    tensors = [labels for labels in found if isinstance(labels, Tensor)]
-    for labels in tensors:
-        if labels.ndim == 1 and not labels.is_floating_point() and labels.dtype != torch.bool:
-            return labels
-    for labels in tensors:
-        if labels.ndim == 2 and labels.shape[1] > 1:
-            shares = labels.float()
-            single = ((shares.sum(1) - 1).abs() < 0.01) & (shares >= 0).all(1)
-            return shares.argmax(1).where(single, -1)
-    return None
-
-
 def find_loaders(trainer: pl.Trainer) -> tuple[list[Any], Sequence[float]]:
     """The loaders that are evaluated now, and how many batches of each."""
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
@@ -112,63 +96,6 @@ def find_dataset(loader: Any) -> Any:
     while hasattr(dataset, "dataset") and not hasattr(dataset, "classes"):
         dataset = dataset.dataset
     return dataset
-
-
-@dataclass
-class Pixels:
-    """Undoes a normalisation: `mean` and `std` of the channels, and where they were found."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    source: str
-    given: bool = False
-
-    @classmethod
-    def find(
-        cls,
-        trainer: pl.Trainer,
-        network: nn.Module,
-        loader: Any,
-        given: tuple[Sequence[float], Sequence[float]],
-    ) -> "Pixels":
-        """The callback's argument, the data's `Normalize`, timm's data config, else min–max."""
-        if given[0]:
-            return cls(tuple(given[0]), tuple(given[1]), "the given mean and std", given=True)
-        data: Any = getattr(trainer, "datamodule", None)
-        normalize = _find_normalize(getattr(loader, "dataset", None))
-        configs: list[Any] = [model.pretrained_cfg for _, model in timm_models(network)]
-        timm = [(_floats(c.get("mean")), _floats(c.get("std"))) for c in configs]
-        sources: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
-            (f"{type(data).__name__}'s mean and std", *_mean_and_std(data)),
-            ("the dataset's Normalize", *_mean_and_std(normalize)),
-            *(("timm's data config", *pair) for pair in timm),
-        ]
-        for source, mean, std in sources:
-            if mean and len(mean) == len(std):
-                return cls(mean, std, source)
-        return cls((), (), "min-max")
-
-    def to_pixels(self, images: Tensor, rows: Sequence[int]) -> np.ndarray:
-        """Rows of `(batch, channels, height, width)` as uint8 `(rows, height, width, 3)`.
-
-        The whole batch tells whether it is normalised: one bright photo may lack dark pixels.
-        """
-        low, high = images.amin().item(), images.amax().item()
-        images = images[list(rows)].detach().float().cpu()
-        known = len(self.mean) == len(self.std) == images.shape[1]
-        if low >= 0 and not (known and self.given):
-            # Normalised photos have values below zero: these are still pixels.
-            images, self.source = images / (255 if high > 1 else 1), "none needed"
-        elif known:
-            mean, std = (rearrange(torch.tensor(v), "c -> c 1 1") for v in (self.mean, self.std))
-            images = images * std + mean
-        else:
-            self.source = "min-max"
-            lows, highs = (f((1, 2, 3), keepdim=True) for f in (images.amin, images.amax))
-            images = (images - lows) / (highs - lows).clamp_min(1e-8)
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        images = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return rearrange(images, "b c h w -> b h w c").numpy()
 
 
 def _length(dataset: Any) -> int | None:
@@ -209,27 +136,3 @@ def _below(dataset: Any, places: Sequence[int]) -> list[int]:
     while isinstance(dataset, Subset):
         places, dataset = [dataset.indices[place] for place in places], dataset.dataset
     return list(places)
-
-
-def _mean_and_std(owner: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return _floats(getattr(owner, "mean", None)), _floats(getattr(owner, "std", None))
-
-
-def _floats(value: Any) -> tuple[float, ...]:
-    """Numbers, however a stranger keeps them; empty if they are none, such as a method."""
-    try:
-        return tuple(torch.as_tensor(value).float().flatten().tolist())
-    except (TypeError, ValueError, RuntimeError):
-        return ()
-
-
-def _find_normalize(value: Any, depth: int = 0) -> Any:
-    """A `Normalize` with mean and std in a dataset's transforms, however deep."""
-    if value is None or depth > 6:
-        return None
-    if type(value).__name__ == "Normalize" and hasattr(value, "mean") and hasattr(value, "std"):
-        return value
-    parts = value if isinstance(value, list | tuple) else []
-    inside = ("transform", "transforms", "dataset")
-    parts = [*parts, *(getattr(value, name, None) for name in inside)]
-    return next((n for n in (_find_normalize(p, depth + 1) for p in parts) if n is not None), None)

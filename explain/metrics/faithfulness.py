@@ -16,7 +16,8 @@ from torchvision.transforms.functional import gaussian_blur
 from litcam.explain.methods.formulas import scale_maps
 from litcam.explain.metrics.image_mean import ImageMean
 from litcam.explain.metrics.regions import is_constant, resize_maps, unit_maps
-from litcam.explain.networks import find_logits, unwrap
+from litcam.explain.networks import unwrap
+from litcam.explain.scores import Scored
 from litcam.explain.untouched import evaluating
 
 
@@ -51,7 +52,7 @@ class AverageDropIncrease(ImageMean):
         """Adds a batch.
 
         Args:
-            network: as for `CAM`.
+            network: as for `CAM`, or `Scored` where its probabilities are no softmax of logits.
             images: `(batch, channels, height, width)`, as the network takes them.
             maps: `(batch, h, w)` at any size.
             classes: `(batch,)`, the classes that `maps` explain.
@@ -157,9 +158,9 @@ class DeletionInsertion(ImageMean):
 
 
 class Asking:
-    """Softmax probabilities of one class an image; see `asking`."""
+    """Probabilities of one class an image; see `asking`."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Scored) -> None:
         self._network = network
 
     def __call__(self, images: Tensor, classes: Tensor) -> Tensor:
@@ -168,11 +169,8 @@ class Asking:
         Raises:
             ValueError: the network gives no logits.
         """
-        logits = find_logits(self._network(images))
-        if logits is None:
-            kind = type(self._network).__name__
-            raise ValueError(f"{kind} gave no logits (batch, num_classes): pass the classifier")
-        return logits.float().softmax(1).gather(1, classes[:, None])[:, 0]
+        probabilities: Tensor = self._network(images)
+        return probabilities.gather(1, classes[:, None])[:, 0]
 
     def whole(self, images: Tensor, classes: Tensor, probabilities: Tensor | None) -> Tensor:
         """The same of the whole images, without a forward if `probabilities` are known."""
@@ -189,7 +187,7 @@ def asking(network: nn.Module, images: Tensor) -> Iterator[Asking]:
     # DistributedDataParallel's own forward would wait for the other ranks.
     network = unwrap(network)
     with evaluating(network, images), torch.no_grad():
-        yield Asking(network)
+        yield Asking(network if isinstance(network, Scored) else Scored(network))
 
 
 def find_heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

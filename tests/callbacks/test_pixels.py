@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
-from litcam.callbacks.validation.chosen import Pixels
+from litcam.callbacks.validation.pixels import Pixels
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 SOME = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

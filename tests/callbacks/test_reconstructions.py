@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from litcam.callbacks import Neighbours, Reconstructions, reconstructions
 from litcam.callbacks.explained.reconstruction_views import reconstruct_images
-from litcam.callbacks.validation.chosen import Pixels
+from litcam.callbacks.validation.pixels import Pixels
 
 KEY, FOLDER, GAP, SIDE = "val/reconstructions", "reconstructions", 4, 224
 

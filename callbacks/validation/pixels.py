@@ -1,0 +1,94 @@
+"""How a network's input becomes pixels again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from litcam.explain.networks import timm_models
+
+
+@dataclass
+class Pixels:
+    """Undoes a normalisation: `mean` and `std` of the channels, and where they were found."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    given: bool = False
+
+    @classmethod
+    def find(
+        cls,
+        trainer: pl.Trainer,
+        network: nn.Module,
+        loader: Any,
+        given: tuple[Sequence[float], Sequence[float]],
+    ) -> "Pixels":
+        """The callback's argument, the data's `Normalize`, timm's data config, else min–max."""
+        if given[0]:
+            return cls(tuple(given[0]), tuple(given[1]), "the given mean and std", given=True)
+        data: Any = getattr(trainer, "datamodule", None)
+        normalize = _find_normalize(getattr(loader, "dataset", None))
+        configs: list[Any] = [model.pretrained_cfg for _, model in timm_models(network)]
+        timm = [(_floats(c.get("mean")), _floats(c.get("std"))) for c in configs]
+        sources: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
+            (f"{type(data).__name__}'s mean and std", *_mean_and_std(data)),
+            ("the dataset's Normalize", *_mean_and_std(normalize)),
+            *(("timm's data config", *pair) for pair in timm),
+        ]
+        for source, mean, std in sources:
+            if mean and len(mean) == len(std):
+                return cls(mean, std, source)
+        return cls((), (), "min-max")
+
+    def to_pixels(self, images: Tensor, rows: Sequence[int]) -> np.ndarray:
+        """Rows of `(batch, channels, height, width)` as uint8 `(rows, height, width, 3)`.
+
+        The whole batch tells whether it is normalised: one bright photo may lack dark pixels.
+        """
+        low, high = images.amin().item(), images.amax().item()
+        images = images[list(rows)].detach().float().cpu()
+        known = len(self.mean) == len(self.std) == images.shape[1]
+        if low >= 0 and not (known and self.given):
+            # Normalised photos have values below zero: these are still pixels.
+            images, self.source = images / (255 if high > 1 else 1), "none needed"
+        elif known:
+            mean, std = (rearrange(torch.tensor(v), "c -> c 1 1") for v in (self.mean, self.std))
+            images = images * std + mean
+        else:
+            self.source = "min-max"
+            lows, highs = (f((1, 2, 3), keepdim=True) for f in (images.amin, images.amax))
+            images = (images - lows) / (highs - lows).clamp_min(1e-8)
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+        images = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return rearrange(images, "b c h w -> b h w c").numpy()
+
+
+def _mean_and_std(owner: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return _floats(getattr(owner, "mean", None)), _floats(getattr(owner, "std", None))
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    """Numbers, however a stranger keeps them; empty if they are none, such as a method."""
+    try:
+        return tuple(torch.as_tensor(value).float().flatten().tolist())
+    except (TypeError, ValueError, RuntimeError):
+        return ()
+
+
+def _find_normalize(value: Any, depth: int = 0) -> Any:
+    """A `Normalize` with mean and std in a dataset's transforms, however deep."""
+    if value is None or depth > 6:
+        return None
+    if type(value).__name__ == "Normalize" and hasattr(value, "mean") and hasattr(value, "std"):
+        return value
+    parts = value if isinstance(value, list | tuple) else []
+    inside = ("transform", "transforms", "dataset")
+    parts = [*parts, *(getattr(value, name, None) for name in inside)]
+    return next((n for n in (_find_normalize(p, depth + 1) for p in parts) if n is not None), None)
