@@ -16,7 +16,8 @@ from litcam.callbacks.explained.reconstruction_views import (
     reconstruct_images,
 )
 from litcam.callbacks.notes import never_kills
-from litcam.callbacks.places.pictures import current_step, gather, log_images, picture_folder
+from litcam.callbacks.places.pictures import current_step, gather, picture_folder
+from litcam.callbacks.places.sending import log_images
 from litcam.callbacks.validation.batch import find_images
 from litcam.callbacks.validation.beside import fetch_images, untouched
 from litcam.callbacks.validation.chosen import ShownImages, find_dataset, find_loaders

@@ -12,7 +12,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from litcam.callbacks.places.pictures import current_step, find_loggers
+from litcam.callbacks.places.pictures import current_step
+from litcam.callbacks.places.sending import find_clients
 from litcam.explain.metrics.image_mean import ImageMean
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
@@ -182,5 +183,5 @@ def raise_alarms(trainer: pl.Trainer, alarms: Iterable[Alarm], folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "alarms.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
-        for logger in find_loggers(trainer, "WandbLogger"):
-            logger.experiment.alert(f"GradCAM: {alarm.title}", alarm.text, level="WARN")
+        for run in find_clients(trainer, "wandb"):
+            run.alert(f"GradCAM: {alarm.title}", alarm.text, level="WARN")

@@ -12,7 +12,8 @@ from litcam.callbacks.explained.maps import Explained, Names, explain_images, fi
 from litcam.callbacks.explained.recorder import Recorder
 from litcam.callbacks.explained.surest import Surest
 from litcam.callbacks.explained.views import draw_views
-from litcam.callbacks.places.pictures import current_step, log_images
+from litcam.callbacks.places.pictures import current_step
+from litcam.callbacks.places.sending import log_images
 from litcam.callbacks.validation.chosen import (
     ShownImages,
     find_dataset,

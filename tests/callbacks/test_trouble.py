@@ -14,7 +14,7 @@ from torch import nn
 
 from litcam.callbacks import GradCAM
 from litcam.callbacks.explained import shown_maps
-from litcam.callbacks.places import pictures
+from litcam.callbacks.places import run_folder, sending
 from litcam.explain import Sparseness
 
 
@@ -74,7 +74,7 @@ def fail_after(number, error, function):
     ("owner", "name", "error"),
     [
         (shown_maps, "draw_views", ValueError("cannot draw")),
-        (pictures, "_to_folder", OSError(28, "No space left on device")),
+        (sending, "to_folder", OSError(28, "No space left on device")),
         (shown_maps, "find_views", RuntimeError("inside a batch")),
     ],
 )
@@ -96,7 +96,7 @@ def test_trouble_is_said_once_and_what_was_written_stays(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(pictures, "_to_folder"), (shown_maps, "find_views"), (shown_maps, "draw_views")],
+    [(sending, "to_folder"), (shown_maps, "find_views"), (shown_maps, "draw_views")],
 )
 def test_after_one_failure_the_next_validation_is_whole(owner, name, warned, tmp_path, monkeypatch):
     function, calls = getattr(owner, name), []
@@ -142,8 +142,8 @@ def test_numbers_of_a_part_of_a_validation_are_not_logged(warned, tmp_path, monk
 
 
 def test_disk_full_in_the_middle_of_a_picture(warned, tmp_path, monkeypatch):
-    save = fail_after(5, OSError(28, "No space left on device"), pictures.Image.Image.save)
-    monkeypatch.setattr(pictures.Image.Image, "save", save)
+    save = fail_after(5, OSError(28, "No space left on device"), run_folder.Image.Image.save)
+    monkeypatch.setattr(run_folder.Image.Image, "save", save)
     trainer = make_trainer(GradCAM())
     trainer.fit(Stranger())
     assert trainer.state.finished and len(warned) == 1 and "No space left" in warned[0]
