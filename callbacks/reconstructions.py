@@ -20,7 +20,12 @@ from litcam.callbacks.places.pictures import current_step, gather, picture_folde
 from litcam.callbacks.places.sending import log_images
 from litcam.callbacks.validation.batch import find_images
 from litcam.callbacks.validation.beside import fetch_images, untouched
-from litcam.callbacks.validation.chosen import ShownImages, find_dataset, find_loaders
+from litcam.callbacks.validation.chosen import (
+    ShownImages,
+    check_indices,
+    find_dataset,
+    find_loaders,
+)
 from litcam.callbacks.validation.pixels import Pixels
 
 
@@ -183,6 +188,7 @@ class Reconstructions(EachValidation):
     def _choose_images(self, trainer: pl.Trainer) -> tuple[Any, ShownImages]:
         if self._shown is None:
             loaders, batches = find_loaders(trainer)
+            check_indices(loaders[:1], self.indices)
             loader, wanted = loaders[0], (self.indices, self.num_images)
             self._shown = loader, ShownImages.choose(trainer, loader, batches[0], *wanted)
         return self._shown

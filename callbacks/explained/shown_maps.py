@@ -16,6 +16,7 @@ from litcam.callbacks.places.pictures import current_step
 from litcam.callbacks.places.sending import log_images
 from litcam.callbacks.validation.chosen import (
     ShownImages,
+    check_indices,
     find_dataset,
     find_loaders,
 )
@@ -158,6 +159,7 @@ class ShownMaps:
     def _choose(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
         if index not in self._chosen:
             loaders, batches = find_loaders(trainer)
+            check_indices(loaders, self._indices)
             shown = ShownImages.choose(
                 trainer, loaders[index], batches[index], self._indices, self._num_images
             )

@@ -32,19 +32,14 @@ class ShownImages:
     def choose(
         cls, trainer: pl.Trainer, loader: Any, num_batches: float, wanted: Sequence[int], num: int
     ) -> "ShownImages":
-        """Spreads `num` images evenly over what is validated, unless `wanted` names them.
-
-        Raises:
-            IndexError: a wanted index does not exist in the dataset.
-        """
+        """Spreads `num` images evenly over what is validated, unless `wanted` names them."""
         size = _length(getattr(loader, "dataset", None))
         if size is None:
             return cls([], num, by_index=False)
         if wanted:
-            wrong = [index for index in wanted if not 0 <= index < size]
-            if wrong:
-                raise IndexError(f"image {wrong[0]} does not exist: the set has {size} images")
-            return cls(_below(loader.dataset, wanted), len(wanted), by_index=True)
+            # Another loader may be larger.
+            here = [index for index in wanted if 0 <= index < size]
+            return cls(_below(loader.dataset, here), len(here), by_index=True)
         batch_size = getattr(loader, "batch_size", None)
         if batch_size:
             size = min(size, int(min(num_batches, size) * batch_size * trainer.world_size))
@@ -81,6 +76,21 @@ class ShownImages:
             if index in wanted and index not in found.values():
                 found[position] = index
         return found
+
+
+def check_indices(loaders: Sequence[Any], wanted: Sequence[int]) -> None:
+    """Looks dataset indices up.
+
+    Raises:
+        IndexError: one is in no loader's dataset.
+    """
+    sizes = [_length(getattr(loader, "dataset", None)) for loader in loaders]
+    if None in sizes:
+        return
+    most = max((size for size in sizes if size is not None), default=0)
+    wrong = [index for index in wanted if not 0 <= index < most]
+    if wrong:
+        raise IndexError(f"image {wrong[0]} does not exist: the set has {most} images")
 
 
 def find_loaders(trainer: pl.Trainer) -> tuple[list[Any], Sequence[float]]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strangers import Stranger, make_images, make_trainer, read_lines
+from strangers import Pictures, Stranger, make_images, make_trainer, read_lines
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -79,3 +79,15 @@ def test_without_labels_nothing_is_wrong(tmp_path, warned):
 def test_what_cannot_be_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         GradCAM(**arguments)
+
+
+def test_indices_of_a_smaller_second_loader(tmp_path, warned):
+    """Each loader shows those that it has."""
+    module = Stranger()
+    small = DataLoader(Pictures(5), 4)
+    module.val_dataloader = lambda: [DataLoader(Pictures(12), 4), small]
+    trainer = make_trainer(GradCAM(indices=[1, 9]), default_root_dir=tmp_path, max_epochs=1)
+    trainer.fit(module)
+    lines = [x for x in read_lines(tmp_path / "gradcam") if "predicted" in x["key"]]
+    assert [(x["key"][-1], x["index"]) for x in lines] == [("0", 1), ("0", 9), ("1", 1)]
+    assert not [line for line in warned if "flat" not in line]
