@@ -186,7 +186,8 @@ class _Survey:
             def after(module: nn.Module, args: Any, output: Any) -> Tensor | None:
                 self.calls[module] += 1
                 if next(module.children(), None) is None and not isinstance(module, nn.Identity):
-                    state["after_pool"] = "Pool" in type(module).__name__
+                    # Not the norms and paths of Hugging Face's PoolFormer.
+                    state["after_pool"] = "Pool" in type(module).__name__.replace("PoolFormer", "")
                 if state["after_pool"] or not _makes_features(module):
                     return None
                 if not isinstance(output, Tensor) or not output.is_floating_point():
