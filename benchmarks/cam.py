@@ -1,6 +1,6 @@
 """What explaining a batch costs: litcam in the forward itself, and its peers beside it.
 
-    python benchmarks/cam.py                  # time and memory, all seven models, as a table
+    python benchmarks/cam.py                  # time and memory, all nine models, as a table
     python benchmarks/cam.py resnet34 --rounds 3
 
 All methods run in one process, interleaved, and the figures are medians of the rounds' ratios to
@@ -26,8 +26,10 @@ from torch import Tensor, nn
 
 from litcam.explain import CAM
 
-# The layers of the paper, in timm's names.
+# The layers of the paper, in timm's names, and two networks that are common besides.
 LAYERS = {
+    "resnet50": "layer4",
+    "convnext_tiny": "stages.3",
     "resnet34": "layer4",
     "vgg16": "features.28",
     "mobilenetv3_large_100": "blocks.6",
@@ -152,12 +154,13 @@ def main() -> None:
         f"batch of {options.batch} at 224, float32, at least {options.rounds} rounds; {machine}\n"
     )
     print("| model | plain (s) | " + " | ".join(f"{m} (×)" for m in METHODS[1:]), end="")
-    print(" | peak: plain (MiB) | litcam (×) | pytorch-grad-cam (×) | torchcam (×) |")
-    print("|" + "---|" * (len(METHODS) + 5))
+    print(" | peak: plain (MiB) | litcam (×) | first batch (×) |", end="")
+    print(" pytorch-grad-cam (×) | torchcam (×) |")
+    print("|" + "---|" * (len(METHODS) + 6))
     results = {}
     for name in options.models:
         times = time_model(name, options.rounds, options.batch)
-        kinds = ("plain", "litcam", "pytorch-grad-cam", "torchcam")
+        kinds = ("plain", "litcam", "litcam first batch", "pytorch-grad-cam", "torchcam")
         memory = {kind: measure_memory(name, kind, options.batch) for kind in kinds}
         results[name] = {"time": times, "memory": memory}
         cells = [f"{times[m]:.2f}" for m in METHODS[1:]]

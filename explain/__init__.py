@@ -5,7 +5,7 @@ from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, scale_maps
 from litcam.explain.methods.guided import guided_gradcam
 from litcam.explain.methods.slow import count_forwards, slow_map
-from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics.drift import Drift, MapMemory
 from litcam.explain.metrics.faithfulness import AverageDropIncrease, DeletionInsertion
 from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame, Sparseness
 from litcam.explain.metrics.randomisation import randomisation_check
@@ -24,6 +24,7 @@ __all__ = [
     "DeletionInsertion",
     "Drift",
     "EnergyInside",
+    "MapMemory",
     "PointingGame",
     "Scored",
     "Sparseness",

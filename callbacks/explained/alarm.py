@@ -70,7 +70,7 @@ class RightAnswers(ImageMean):
     @property
     def guessing(self) -> float:
         """One over the number of classes."""
-        return float(self._known()["guessing"])
+        return float(self._fact("guessing"))
 
     def update(self, logits: Tensor, labels: Tensor | None) -> None:
         """Adds logits `(batch, num_classes)` with class numbers `(batch,)`."""

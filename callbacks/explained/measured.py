@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from math import nan
 from typing import Any
 
@@ -14,8 +14,10 @@ from litcam.callbacks.explained.alarm import Measured, RightAnswers
 from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.validation.beside import untouched
 from litcam.explain import CAM, ROAD
+from litcam.explain.metrics.drift import MapMemory
 from litcam.explain.metrics.image_mean import ImageMean
 from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame
+from litcam.explain.metrics.regions import Maps, find_masks
 from litcam.explain.metrics.table import METRICS, find_metric
 from litcam.explain.networks import run_eagerly
 
@@ -48,6 +50,7 @@ class MapMetrics:
                 self._metrics[entry.make] = entry.make()
         self._right, asked = RightAnswers(), self._metrics.get(BlankMaps)
         self._blank = asked if isinstance(asked, BlankMaps) else BlankMaps()
+        self._memory = MapMemory()
         self._told: set[str] = set()
         self._partial: set[Callable[[], ImageMean]] = set()
 
@@ -90,10 +93,11 @@ class MapMetrics:
             What could not be measured, one line a metric. A metric that fails raises nothing: the
             pictures go on, and so do the other processes, which will meet this one in `compute`.
         """
-        device, given, lacking = _find_inputs(cam, batch, labels, answer)
-        self._right.to(device).update(*given["answers"])
+        maps, given, lacking = _find_inputs(cam, batch, labels, answer)
+        device = maps.device
+        _add(self._right, device, *given["answers"])
         if BlankMaps not in self._metrics:
-            self._blank.to(device).update(*given[""])
+            _add(self._blank, device, maps)
         # The rest needs no gradient, and shall not come on top of the graph's memory.
         cam.release()
         problems = []
@@ -103,9 +107,15 @@ class MapMetrics:
             if problem and not self._asked:
                 continue
             if not problem:
-                metric.to(device)
                 beside = _beside(trainer, module) if needs == "network" else nullcontext()
-                problem = _try(metric, given[needs], beside)
+                arguments = given[needs]
+                try:
+                    if needs == "index":
+                        arguments = maps, self._memory.exchange(*arguments)
+                    with beside:
+                        _add(metric, device, *arguments)
+                except Exception as error:
+                    problem = _describe(error)
             if problem:
                 self._partial.add(make)
                 problems.append(f"cannot measure {', '.join(self._names(make))}: {problem}")
@@ -154,6 +164,7 @@ class MapMetrics:
         self._facts = {} if broken else facts
         for metric in (*self._metrics.values(), self._right, self._blank):
             metric.reset()
+        self._memory.end_epoch()
         return values, [line.format(", ".join(names)) for line, names in left_out.items()]
 
     def summarise(self, epoch: int) -> Measured | None:
@@ -180,8 +191,8 @@ class MapMetrics:
 
 def _find_inputs(
     cam: CAM, batch: Any, labels: Tensor | None, answer: Answer
-) -> tuple[torch.device, dict[str, tuple[Any, ...]], dict[str, str]]:
-    """The device; what `update` takes, by what its metric needs; and why there is none of it."""
+) -> tuple[Maps, dict[str, tuple[Any, ...]], dict[str, str]]:
+    """The maps; what `update` takes, by what its metric needs; and why there is none of it."""
     assert cam.logits is not None and cam.images is not None
     images, logits = cam.images, cam.logits.detach()
     classes = logits.nan_to_num().argmax(1)
@@ -189,37 +200,52 @@ def _find_inputs(
     if labels is not None:
         known = (labels >= 0) & (labels < logits.shape[1])
         classes = labels.to(classes).where(known.to(classes.device), classes)
-    maps = cam(classes)
-    given: dict[str, tuple[Any, ...]] = {
-        "": (maps,),
-        "answers": (logits, labels),
-    }
+    maps = Maps(cam(classes))
+    given: dict[str, tuple[Any, ...]] = {"": (maps,), "answers": (logits, labels)}
     lacking: dict[str, str] = {}
-    probabilities = answer.probabilities(logits)
     if logits.shape[1] < 2 and answer.activation == "identity":
         lacking["network"] = "target gives no probability; pass activation='sigmoid' if it does"
     else:
+        probabilities = answer.probabilities(logits)
         given["network"] = answer.ask(cam.network), images, maps, classes, probabilities
     found = batch if isinstance(batch, Mapping) else {}
-    name = next((name for name in ("mask", "box") if found.get(name) is not None), "")
+    try:
+        given["region"] = maps, _find_masks(found, maps, (images.shape[-2], images.shape[-1]))
+    except ValueError as error:
+        lacking["region"] = str(error)
     index = found.get("index")
-    if not name:
-        lacking["region"] = "the batch has neither mask nor box"
-    elif not isinstance(found[name], Tensor):
-        kind = type(found[name]).__name__
-        lacking["region"] = f"the batch's {name} is a {kind}; stack them to a tensor, padded with 0"
-    else:
-        given["region"] = maps, found[name], (images.shape[-2], images.shape[-1])
     if isinstance(index, Tensor):
         given["index"] = maps, index
     else:
         lacking["index"] = "the batch has no index"
-    return maps.device, given, lacking
+    return maps, given, lacking
+
+
+def _find_masks(batch: Mapping[str, Any], maps: Maps, image_size: tuple[int, int]) -> Tensor:
+    """Where the objects of a batch are, `(batch, height, width)`.
+
+    Raises:
+        ValueError: it does not tell.
+    """
+    name = next((name for name in ("mask", "box") if batch.get(name) is not None), "")
+    if not name:
+        raise ValueError("the batch has neither mask nor box")
+    if not isinstance(batch[name], Tensor):
+        kind = type(batch[name]).__name__
+        raise ValueError(f"the batch's {name} is a {kind}; stack them to a tensor, padded with 0")
+    return find_masks(batch[name], maps, image_size)
+
+
+def _add(metric: ImageMean, device: torch.device, *arguments: Any) -> None:
+    if metric.device != device:
+        metric.to(device)
+    metric.update(*arguments)
 
 
 def _compute(metric: ImageMean, device: torch.device) -> Any:
     """The metric's value over all processes. A collective."""
-    metric.to(device)
+    if metric.device != device:
+        metric.to(device)
     with warnings.catch_warnings():
         # Another process may have seen an image with an object where this one has not.
         warnings.filterwarnings("ignore", ".*was called before the ``update``.*")
@@ -233,14 +259,7 @@ def _beside(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
         yield
 
 
-def _try(
-    metric: ImageMean, arguments: tuple[Any, ...], beside: AbstractContextManager[None]
-) -> str:
-    """Adds a batch to a metric; the line for what went wrong, or an empty one."""
-    try:
-        with beside:
-            metric.update(*arguments)
-    except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
-        return line if isinstance(error, ValueError) else f"{type(error).__name__} {line}".strip()
-    return ""
+def _describe(error: Exception) -> str:
+    """What went wrong in a metric, in one line."""
+    line = next(iter(str(error).splitlines()), "")
+    return line if isinstance(error, ValueError) else f"{type(error).__name__} {line}".strip()

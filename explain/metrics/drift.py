@@ -8,93 +8,131 @@ from einops import rearrange
 from torch import Tensor
 
 from litcam.explain.metrics.image_mean import ImageMean
-from litcam.explain.metrics.regions import resize_maps, unit_maps
+from litcam.explain.metrics.regions import Maps
+
+
+class MapMemory:
+    """Remembers maps by the images' places in the dataset, until the same images come again.
+
+    It is the process's own, and no part of a checkpoint: an image that moves to another process is
+    not known there, nor is any in the first epoch after a resume. It lies on the maps' device and
+    lets nothing wait for that device before the end of an epoch.
+
+    Args:
+        max_images: how many images to remember, the first that come; at a 7 x 7 grid 1000 take
+            0.1 MB, as heatmaps of 224 x 224 pixels 100 MB. Maps keep the size of the first ones.
+
+    Raises:
+        ValueError: `max_images` is below 1.
+    """
+
+    def __init__(self, max_images: int = 1000) -> None:
+        if max_images < 1:
+            raise ValueError(f"max_images must be 1 or more, got {max_images}")
+        self.max_images = max_images
+        self._index = torch.empty(0, dtype=torch.long)
+        self._maps: Tensor | None = None  # of the last epoch, NaN in a last row that nobody owns
+        self._now: Tensor | None = None  # of the same images, NaN until they come again
+        self._new: list[tuple[Tensor, Tensor]] = []
+        self._room = max_images
+
+    def exchange(self, maps: Tensor | Maps, index: Tensor) -> Tensor:
+        """Remembers maps, and gives those of the same images at the epoch before.
+
+        Args:
+            maps: `(batch, height, width)`.
+            index: the images' places in the dataset, `(batch,)`.
+
+        Returns:
+            `(batch, height, width)` in [0, 1], NaN for an image that was not known.
+
+        Raises:
+            ValueError: `index` is not one number an image.
+        """
+        maps = Maps.of(maps)
+        if index.shape != (len(maps),):
+            raise ValueError(
+                f"index must be ({len(maps)},), one number a map, got {tuple(index.shape)}"
+            )
+        index = index.detach().to(maps.device)
+        if self._maps is None or self._now is None:
+            size = self._new[0][1].shape[1:] if self._new else maps.units.shape[1:]
+            units = maps.resized((size[0], size[1]))
+            self._append(index, units)
+            return torch.full_like(units, torch.nan)
+        units = maps.resized((self._maps.shape[1], self._maps.shape[2]))
+        last = len(self._index)
+        rows = torch.searchsorted(self._index, index).clamp(max=last - 1)
+        known = self._index[rows] == index
+        rows = rows.where(known, last)
+        # Half precision of a map in [0, 1] moves a correlation by about 1e-7.
+        self._now[rows] = units.half().where(known[:, None, None], torch.nan)
+        self._append(index.where(~known, -1), units)
+        return self._maps[rows].float()
+
+    def end_epoch(self) -> None:
+        """What was remembered since is what the next epoch gets; nothing changes if nothing was."""
+        parts = [*self._new]
+        if self._now is not None:
+            parts.insert(0, (self._index, self._now[:-1]))
+        if not parts:
+            return
+        # Tensors made under inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            index, maps = (torch.cat(column) for column in zip(*parts, strict=True))
+            seen = (index >= 0) & ~maps.flatten(1).isnan().any(1)
+            if not seen.any():
+                return
+            index, order = index[seen].sort(stable=True)
+            first = torch.cat([index.new_ones(1), index.diff()]).bool()
+            self._index, kept = index[first], maps[seen][order][first]
+            self._maps = torch.cat([kept, torch.full_like(kept[:1], torch.nan)])
+            self._now = torch.full_like(self._maps, torch.nan)
+        self._new, self._room = [], self.max_images - len(self._index)
+
+    def _append(self, index: Tensor, units: Tensor) -> None:
+        if self._room > 0:
+            self._new.append((index[: self._room], units[: self._room].half()))
+            self._room -= len(index)
 
 
 class Drift(ImageMean):
     """One minus Pearson's correlation of an image's maps at consecutive epochs; in [0, 2].
 
     0 is the same map up to its scale, 1 an unrelated one; steadier is lower, neither is better.
-    No other package has it; the correlation is checked against NumPy's. An epoch ends with
-    `reset()`. In the first one there is nothing to compare: `compute` gives NaN and `has_value`
-    is False, so do not log it. A map that is flat in either epoch has no correlation: skipped.
+    No other package has it; the correlation is checked against NumPy's. In a first epoch there is
+    nothing to compare: `compute` gives NaN and `has_value` is False, so do not log it. A map that
+    is flat in either epoch has no correlation: skipped.
 
-    Memory is the rank's own, on the CPU, at the size of the first maps: an image that moves to
-    another rank is not compared. It is no state: after a resumed run the first epoch has no value.
-
-    Args:
-        max_images: how many images to follow on each rank, the first that come; at a 7 x 7 grid
-            1000 take 0.1 MB, as heatmaps of 224 x 224 pixels 100 MB.
-        kwargs: torchmetrics' own options.
-
-    Raises:
-        ValueError: `max_images` is below 1.
-
-    >>> drift = Drift()
-    >>> drift.update(torch.eye(3)[None], torch.tensor([7]))
-    >>> drift.has_value
-    False
-    >>> drift.reset()
-    >>> drift.update(2 * torch.eye(3)[None], torch.tensor([7]))
+    >>> drift, memory = Drift(), MapMemory()
+    >>> for scale in (1, 2):
+    ...     maps = scale * torch.eye(3)[None]
+    ...     drift.update(maps, memory.exchange(maps, index=torch.tensor([7])))
+    ...     memory.end_epoch()
     >>> round(drift.compute().item(), 4)
     0.0
     """
 
-    def __init__(self, max_images: int = 1000, **kwargs: Any) -> None:
-        if max_images < 1:
-            raise ValueError(f"max_images must be 1 or more, got {max_images}")
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__("drift", **kwargs)
-        self.max_images = self._room = max_images
-        self._before: tuple[Tensor, Tensor] | None = None
-        self._now: list[tuple[Tensor, Tensor]] = []
-        self._grid: tuple[int, int] | None = None
 
-    def update(self, maps: Tensor, index: Tensor) -> None:
-        """Adds maps `(batch, height, width)` of the images at `index` `(batch,)` of the dataset.
+    def update(self, maps: Tensor | Maps, before: Tensor) -> None:
+        """Adds maps `(batch, height, width)` and those of the same images at the epoch before.
+
+        Of `before` `(batch, h, w)`, NaN is an image that was not known then and does not count.
 
         Raises:
-            ValueError: `index` is not one number an image.
+            ValueError: not one map an image.
         """
-        units = unit_maps(maps)
-        if index.shape != units.shape[:1]:
+        maps = Maps.of(maps)
+        if before.ndim != 3 or len(before) != len(maps):
             raise ValueError(
-                f"index must be ({len(units)},), one number a map, got {tuple(index.shape)}"
+                f"before must be ({len(maps)}, height, width), got {tuple(before.shape)}"
             )
-        self._grid = self._grid or (units.shape[1], units.shape[2])
-        units = resize_maps(units, self._grid)
-        index = index.detach().cpu()
-        known, rows = self._find(index)
-        if self._before is not None:
-            before = self._before[1][rows[known]].to(units.device).float()
-            values, defined = _correlate(before, units[known.to(units.device)])
-            self._add(defined, drift=1 - values)
-        fresh = ~known & ((~known).cumsum(0) <= self._room)
-        self._room -= int(fresh.sum())
-        keep = known | fresh
-        # Half precision of a map in [0, 1] moves a correlation by about 1e-7.
-        self._now.append((index[keep], units[keep.to(units.device)].to("cpu", torch.float16)))
-
-    def reset(self) -> None:
-        """Ends the epoch: its maps are what the next one's are compared with."""
-        super().reset()
-        if not self._now:  # Reset twice, as at the end of an epoch and the start of the next.
-            return
-        index, maps = (torch.cat(parts) for parts in zip(*self._now, strict=True))
-        order = index.argsort(stable=True)
-        self._before, self._now = (index[order], maps[order]), []
-        self._room = self.max_images - len(index)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: torchmetrics resets a metric inside it, which ends the epoch here."""
-        raise RuntimeError("Drift compares whole epochs: call its update(), not the metric itself")
-
-    def _find(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of `index` the last epoch had, and in which row."""
-        if self._before is None or not len(self._before[0]):
-            return torch.zeros_like(index, dtype=torch.bool), index
-        seen = self._before[0]
-        rows = torch.searchsorted(seen, index).clamp(max=len(seen) - 1)
-        return seen[rows] == index, rows
+        known = before.isfinite().flatten(1).all(1)
+        now = maps.resized((before.shape[1], before.shape[2]))
+        values, defined = _correlate(before.where(known[:, None, None], 0.0), now)
+        self._add(known & defined, known, drift=1 - values)
 
 
 def _correlate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +141,6 @@ def _correlate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     # Half precision makes a flat map no flatter, and rounding of the mean no rougher than this.
     floor = 1e-4 * prod(first.shape[1:]) ** 0.5
-    defined = (a.norm(dim=1) > floor) & (b.norm(dim=1) > floor)
-    product = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
-    return product.clamp(-1, 1), defined
+    long_a, long_b = a.norm(dim=1), b.norm(dim=1)
+    product = (a * b).sum(1) / (long_a * long_b)
+    return product.clamp(-1, 1), (long_a > floor) & (long_b > floor)

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from litcam.explain.methods.formulas import scale_maps
 from litcam.explain.metrics.image_mean import ImageMean
-from litcam.explain.metrics.regions import is_constant, resize_maps, unit_maps
+from litcam.explain.metrics.regions import Maps, resize_maps
 from litcam.explain.networks import unwrap
 from litcam.explain.scores import Scored
 from litcam.explain.untouched import evaluating
@@ -45,7 +45,7 @@ class AverageDropIncrease(ImageMean):
         self,
         network: nn.Module,
         images: Tensor,
-        maps: Tensor,
+        maps: Tensor | Maps,
         classes: Tensor,
         probabilities: Tensor | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class AverageDropIncrease(ImageMean):
     def compute(self) -> dict[str, Tensor]:
         """`average_drop` and `increase`; NaN without an image."""
         super().compute()
-        return {name: self._facts[name] for name in self._names}
+        return {name: self._fact(name) for name in self._names}
 
 
 class DeletionInsertion(ImageMean):
@@ -121,7 +121,7 @@ class DeletionInsertion(ImageMean):
         self,
         network: nn.Module,
         images: Tensor,
-        maps: Tensor,
+        maps: Tensor | Maps,
         classes: Tensor,
         probabilities: Tensor | None = None,
     ) -> None:
@@ -148,7 +148,7 @@ class DeletionInsertion(ImageMean):
     def compute(self) -> dict[str, Tensor]:
         """The mean area of each curve; NaN without an image."""
         super().compute()
-        return {name: self._facts[name] for name in self._names}
+        return {name: self._fact(name) for name in self._names}
 
     def _start(self, images: Tensor) -> Tensor:
         if self.baseline == "zero":
@@ -190,7 +190,7 @@ def asking(network: nn.Module, images: Tensor) -> Iterator[Asking]:
         yield Asking(network if isinstance(network, Scored) else Scored(network))
 
 
-def find_heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def find_heat(maps: Tensor | Maps, images: Tensor) -> tuple[Tensor, Tensor]:
     """Maps stretched to [0, 1] at their own size and then resized; which are not constant.
 
     Args:
@@ -203,11 +203,11 @@ def find_heat(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: not one map an image.
     """
+    maps = Maps.of(maps)
     if images.ndim != 4 or len(images) != len(maps):
         raise ValueError(
             f"images must be (batch, channels, height, width) with one map each, "
-            f"got {tuple(images.shape)} and maps {tuple(maps.shape)}"
+            f"got {tuple(images.shape)} and maps {tuple(maps.units.shape)}"
         )
-    units = unit_maps(maps)
-    stretched = scale_maps(units, (units.shape[1], units.shape[2]))
-    return resize_maps(stretched, (images.shape[2], images.shape[3])), ~is_constant(units)
+    stretched = scale_maps(maps.units, (maps.units.shape[1], maps.units.shape[2]))
+    return resize_maps(stretched, (images.shape[2], images.shape[3])), ~maps.constant

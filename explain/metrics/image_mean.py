@@ -10,6 +10,9 @@ from torchmetrics import Metric
 class ImageMean(Metric):
     """Means over images of some values; images without a value are left out and counted.
 
+    What is told besides the value is, after `compute`, that of all ranks, as the value is; while
+    images are added, that of this one.
+
     Args:
         names: of the values; `compute` returns the first.
         kwargs: torchmetrics' own options.
@@ -32,17 +35,17 @@ class ImageMean(Metric):
 
     @property
     def num_skipped(self) -> int:
-        """Images left out: of all ranks once `compute` ran, of this one before."""
-        return int(self._known()["num_skipped"])
+        """Images left out."""
+        return int(self._fact("skipped"))
 
     @property
     def num_measured(self) -> int:
-        """Images with a value, as for `num_skipped`."""
-        return int(self._known()["count"])
+        """Images with a value."""
+        return int(self._fact("count"))
 
     @property
     def has_value(self) -> bool:
-        """Whether any image had a value, as for `num_skipped`; else `compute` gives NaN."""
+        """Whether any image had a value; else `compute` gives NaN."""
         return self.num_measured > 0
 
     def compute(self) -> Any:
@@ -51,18 +54,32 @@ class ImageMean(Metric):
         self._facts = self._means()
         return self._facts[self._names[0]]
 
-    def _add(self, keep: Tensor, **values: Tensor) -> None:
-        """Adds values `(batch,)` of the images in `keep` `(batch,)`."""
+    def reset(self) -> None:
+        """Forgets every image."""
+        super().reset()
+        self._facts = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a batch and gives its own value."""
+        value = super().forward(*args, **kwargs)
+        self._facts = {}  # they were of this batch alone
+        return value
+
+    def _add(self, keep: Tensor, among: Tensor | None = None, **values: Tensor) -> None:
+        """Adds values `(batch,)` of the images in `keep` `(batch,)`, `among` those that count."""
+        self._facts = {}
+        left_out = ~keep if among is None else among & ~keep
         # Not in place: states made under inference mode could not be changed outside of it.
         for name, value in values.items():
             total = getattr(self, f"{name}_sum")
             setattr(self, f"{name}_sum", total + value.where(keep, 0.0).sum().to(total))
         self.count = self.count + keep.sum().to(self.count)
-        self.skipped = self.skipped + (~keep).sum().to(self.skipped)
+        self.skipped = self.skipped + left_out.sum().to(self.skipped)
+
+    def _fact(self, name: str) -> Tensor:
+        """A mean, or how many images were measured or left out."""
+        return (self._facts or self._means())[name]
 
     def _means(self) -> dict[str, Tensor]:
         means = {name: getattr(self, f"{name}_sum") / self.count for name in self._names}
-        return {**means, "count": self.count, "num_skipped": self.skipped}
-
-    def _known(self) -> dict[str, Tensor]:
-        return self._means() if self._computed is None else self._facts
+        return {**means, "count": self.count, "skipped": self.skipped}

@@ -10,14 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from litcam.explain.metrics.image_mean import ImageMean
-from litcam.explain.metrics.regions import (
-    ROUNDING,
-    dilate,
-    find_masks,
-    is_constant,
-    resize_maps,
-    unit_maps,
-)
+from litcam.explain.metrics.regions import ROUNDING, Maps, dilate, find_masks
 
 
 class PointingGame(ImageMean):
@@ -54,21 +47,21 @@ class PointingGame(ImageMean):
     @property
     def chance(self) -> Tensor:
         """Mean share of the image that counts as a hit: of all ranks once `compute` ran."""
-        return self._known()["chance"]
+        return self._fact("chance")
 
     def update(
-        self, maps: Tensor, region: Tensor, image_size: tuple[int, int] | None = None
+        self, maps: Tensor | Maps, region: Tensor, image_size: tuple[int, int] | None = None
     ) -> None:
         """Adds a batch of maps `(batch, height, width)`; `region` as for `find_masks`."""
-        units = unit_maps(maps)
-        masks = find_masks(region, units, image_size)
+        maps = Maps.of(maps)
+        masks = find_masks(region, maps, image_size)
         near = dilate(masks, self.tolerance)
-        spots = resize_maps(units, (masks.shape[1], masks.shape[2]))
+        spots = maps.resized((masks.shape[1], masks.shape[2]))
         # Bilinear weights round differently from place to place, also where the map is flat.
         peaks = spots >= spots.amax((1, 2), keepdim=True) * (1 - ROUNDING)
-        hits = (peaks & near).any(2).any(1) & ~is_constant(units)
+        hits = (peaks & near).flatten(1).any(1) & ~maps.constant
         chance = reduce(near.float(), "batch height width -> batch", "mean")
-        self._add(masks.any(2).any(1), pointing_game=hits.float(), chance=chance)
+        self._add(masks.flatten(1).any(1), pointing_game=hits.float(), chance=chance)
 
 
 class EnergyInside(ImageMean):
@@ -89,19 +82,19 @@ class EnergyInside(ImageMean):
     @property
     def chance(self) -> Tensor:
         """Mean share of the image that is object: of all ranks once `compute` ran."""
-        return self._known()["chance"]
+        return self._fact("chance")
 
     def update(
-        self, maps: Tensor, region: Tensor, image_size: tuple[int, int] | None = None
+        self, maps: Tensor | Maps, region: Tensor, image_size: tuple[int, int] | None = None
     ) -> None:
         """Adds a batch of maps `(batch, height, width)`; `region` as for `find_masks`."""
-        units = unit_maps(maps)
-        masks = find_masks(region, units, image_size)
-        spots = resize_maps(units, (masks.shape[1], masks.shape[2]))
+        maps = Maps.of(maps)
+        masks = find_masks(region, maps, image_size)
+        spots = maps.resized((masks.shape[1], masks.shape[2]))
         total = reduce(spots, "batch height width -> batch", "sum")
         inside = reduce(spots.where(masks, 0.0), "batch height width -> batch", "sum")
         chance = reduce(masks.float(), "batch height width -> batch", "mean")
-        keep = masks.any(2).any(1) & (total > 0)
+        keep = masks.flatten(1).any(1) & (total > 0)
         self._add(keep, energy_inside=inside / total, chance=chance)
 
 
@@ -122,9 +115,9 @@ class Sparseness(ImageMean):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("sparseness", **kwargs)
 
-    def update(self, maps: Tensor) -> None:
+    def update(self, maps: Tensor | Maps) -> None:
         """Adds a batch of maps `(batch, height, width)`."""
-        values = rearrange(unit_maps(maps), "batch h w -> batch (h w)").sort(dim=1).values
+        values = rearrange(Maps.of(maps).units, "batch h w -> batch (h w)").sort(dim=1).values
         n = values.shape[1]
         places = torch.arange(1, n + 1, device=values.device)
         total = values.sum(1)
@@ -151,17 +144,15 @@ class BlankMaps(ImageMean):
     @property
     def kinds(self) -> dict[str, float]:
         """Share of each kind: of all ranks once `compute` ran."""
-        known = self._known()
-        return {
-            n.replace("_", " "): float(known[n]) for n in ("not_finite", "all_zero", "constant")
-        }
+        names = ("not_finite", "all_zero", "constant")
+        return {name.replace("_", " "): float(self._fact(name)) for name in names}
 
-    def update(self, maps: Tensor) -> None:
+    def update(self, maps: Tensor | Maps) -> None:
         """Adds a batch of maps `(batch, height, width)`."""
-        units = unit_maps(maps)
-        broken = ~maps.isfinite().all(2).all(1)
-        zero = ~broken & (units.amax((1, 2)) == 0)
-        constant = ~broken & ~zero & is_constant(units)
+        maps = Maps.of(maps)
+        broken = ~maps.finite
+        zero = maps.finite & (maps.high == 0)
+        constant = maps.constant & (maps.high > 0)
         kinds = {"not_finite": broken, "all_zero": zero, "constant": constant}
         floats = {name: kind.float() for name, kind in kinds.items()}
         blank = (broken | zero | constant).float()

@@ -1,5 +1,7 @@
 """Maps and the regions they are measured against, brought to one size."""
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,28 +20,67 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return rearrange(resized, "batch 1 h w -> batch h w")
 
 
-def unit_maps(maps: Tensor) -> Tensor:
-    """Maps `(batch, height, width)` in float32, nothing below 0, each divided by its maximum.
+class Maps:
+    """The maps of a batch on one scale, made once however many metrics ask: pass them the same one.
 
-    One that is not finite becomes 0 everywhere.
+    Args:
+        maps: `(batch, height, width)`, as `CAM` gives them.
 
     Raises:
-        ValueError: `maps` has another number of axes.
+        ValueError: another number of axes.
     """
-    if maps.ndim != 3:
-        raise ValueError(f"maps must be (batch, height, width), got {tuple(maps.shape)}")
-    maps = maps.detach().float()
-    maps = maps.where(maps.isfinite().all(2).all(1)[:, None, None], 0.0).clamp(min=0)
-    high = maps.amax((1, 2), keepdim=True)
-    return maps / high.where(high > 0, 1.0)
+
+    def __init__(self, maps: Tensor) -> None:
+        if maps.ndim != 3:
+            raise ValueError(f"maps must be (batch, height, width), got {tuple(maps.shape)}")
+        self._raw = maps.detach().float()
+        self._resized: dict[tuple[int, int], Tensor] = {}
+
+    @classmethod
+    def of(cls, maps: "Tensor | Maps") -> "Maps":
+        """The same where it is one already."""
+        return maps if isinstance(maps, Maps) else cls(maps)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self._raw.device
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """Which `(batch,)` of them are."""
+        return self._raw.isfinite().flatten(1).all(1)
+
+    @cached_property
+    def units(self) -> Tensor:
+        """Nothing below 0, each divided by its maximum; one that is not finite is 0 everywhere."""
+        maps = self._raw.where(self.finite[:, None, None], 0.0).clamp_(min=0)
+        high = maps.amax((1, 2), keepdim=True)
+        return maps / high.where(high > 0, 1.0)
+
+    @cached_property
+    def high(self) -> Tensor:
+        """The largest `(batch,)` of each of `units`: 1, or 0 of a map of nothing."""
+        return self.units.amax((1, 2))
+
+    @cached_property
+    def constant(self) -> Tensor:
+        """Which `(batch,)` are flat up to rounding."""
+        return self.high - self.units.amin((1, 2)) <= ROUNDING
+
+    def resized(self, size: tuple[int, int]) -> Tensor:
+        """`units` at `size` in pixels."""
+        if size not in self._resized:
+            self._resized[size] = resize_maps(self.units, size)
+        return self._resized[size]
 
 
-def is_constant(units: Tensor) -> Tensor:
-    """Which `(batch,)` of `unit_maps` are flat up to rounding."""
-    return units.amax((1, 2)) - units.amin((1, 2)) <= ROUNDING
-
-
-def find_masks(region: Tensor, maps: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
+def find_masks(
+    region: Tensor, maps: Tensor | Maps, image_size: tuple[int, int] | None = None
+) -> Tensor:
     """Where the objects are, as masks `(batch, height, width)` on the device of `maps`.
 
     An image whose mask or boxes hold no pixel gets an empty mask, which the metrics leave out and
@@ -63,7 +104,7 @@ def find_masks(region: Tensor, maps: Tensor, image_size: tuple[int, int] | None 
     if region.ndim == 0 or len(region) != len(maps):
         num = len(region) if region.ndim else "no"
         raise ValueError(f"region has {num} images but maps {len(maps)}: pass one each")
-    region = region.to(maps.device)
+    region = region.to(Maps.of(maps).device)
     if _is_boxes(region, image_size):
         return _fill(rearrange(region, "batch ... corner -> batch (...) corner"), image_size)
     if region.ndim not in (3, 4):
@@ -71,7 +112,7 @@ def find_masks(region: Tensor, maps: Tensor, image_size: tuple[int, int] | None 
             "region must be masks (batch, h, w) or (batch, num_objects, h, w), or boxes (batch, 4) "
             f"or (batch, num_objects, 4), got {tuple(region.shape)}"
         )
-    masks = region > 0.5
+    masks = region if region.dtype == torch.bool else region > 0.5
     return masks if masks.ndim == 3 else masks.any(1)
 
 

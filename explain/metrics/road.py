@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from litcam.explain.metrics.faithfulness import asking, find_heat
 from litcam.explain.metrics.image_mean import ImageMean
+from litcam.explain.metrics.regions import Maps
 
 
 class ROAD(ImageMean):
@@ -67,7 +68,7 @@ class ROAD(ImageMean):
         self,
         network: nn.Module,
         images: Tensor,
-        maps: Tensor,
+        maps: Tensor | Maps,
         classes: Tensor,
         probabilities: Tensor | None = None,
     ) -> None:
@@ -95,7 +96,7 @@ class ROAD(ImageMean):
     def compute(self) -> dict[str, Tensor]:
         """`road`, `road_morf` and `road_lerf`; NaN without an image."""
         super().compute()
-        return {name: self._facts[name] for name in self._names}
+        return {name: self._fact(name) for name in self._names}
 
     def _gone(self, ranks: Tensor) -> list[int]:
         """How many pixels to take away at each percentile, as NumPy's percentile counts them."""

@@ -19,7 +19,8 @@ class MetricEntry:
 
     Attributes:
         make: names with the same `make` share one metric.
-        needs: what `update` takes besides maps: a `region`, the `index` or the `network`.
+        needs: what `update` takes besides maps: a `region`; the maps before, told by the images'
+            `index`; or the `network`.
         better: which way is better, if either.
         forwards_per_image: what it costs besides the forward that made the map.
         value: its key in the dict from `compute`; empty where that is a scalar.

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torchmetrics import MetricCollection
 
 from litcam.datamodules import SyntheticDataModule
-from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics import regions
+from litcam.explain.metrics.drift import Drift, MapMemory
 from litcam.explain.metrics.maps import EnergyInside, PointingGame, Sparseness
-from litcam.explain.metrics.regions import find_masks
+from litcam.explain.metrics.regions import Maps, find_masks, resize_maps
 from litcam.explain.metrics.table import METRICS, find_metric
 
 SIZE = (24, 30)
@@ -227,6 +228,51 @@ def test_inference_mode_and_forward_and_a_collection():
     assert both.compute()["EnergyInside"] == one
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_torchmetrics_conventions(name):
+    """`reset` forgets everything, `forward` gives a batch's own value, states are `add_state`'s."""
+    torch.manual_seed(0)
+    entry, (maps, boxes), size = METRICS[name], make(4), (24, 30)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 30, 3)).eval()
+    images, classes = torch.randn(4, 3, *size), torch.tensor([0, 1, 2, 0])
+    given = {"": (), "region": (boxes, size), "index": (maps.flip(0),)}
+    given["network"] = (classes,)
+
+    def arguments(rows):
+        parts = (part[rows] if isinstance(part, torch.Tensor) else part for part in given[needs])
+        before = (network, images[rows]) if needs == "network" else ()
+        return *before, maps[rows], *parts
+
+    def value(result):
+        return float(result[entry.value] if entry.value else result)
+
+    needs = entry.needs
+    metric, fresh = entry.make(), entry.make()
+    first, second = slice(0, 2), slice(2, 4)
+    both = [value(metric(*arguments(rows))) for rows in (first, second)]
+    assert value(metric.compute()) == pytest.approx(sum(both) / 2, abs=1e-6)
+    assert metric.num_measured == 4
+    metric.reset()
+    assert metric.num_measured == 0 and not metric.has_value
+    for one in (metric, fresh):
+        one.update(*arguments(second))
+    assert value(metric.compute()) == value(fresh.compute()) == pytest.approx(both[1], abs=1e-6)
+    tensors = {key for key, part in vars(fresh).items() if isinstance(part, torch.Tensor)}
+    assert tensors - {"_computed"} <= set(fresh._defaults)
+
+
+def test_maps_are_brought_to_one_scale_once(monkeypatch):
+    """However many metrics take them."""
+    maps, boxes = make()
+    shared, resized = Maps(maps), []
+    monkeypatch.setattr(regions, "resize_maps", lambda *a: resized.append(1) or resize_maps(*a))
+    for metric in (PointingGame(), EnergyInside()):
+        metric.update(shared, boxes, SIZE)
+        alone = run(type(metric)(), (maps, boxes, SIZE))
+        assert metric.compute() == alone
+    assert len(resized) == 1 + 2
+
+
 def test_ranks_are_summed():
     maps, boxes = make()
     boxes[7:9] = 0
@@ -246,7 +292,7 @@ SCRIPT = """
 import json, sys
 import torch
 from test_metrics import SIZE, make
-from litcam.explain.metrics.drift import Drift
+from litcam.explain.metrics.drift import Drift, MapMemory
 from litcam.explain.metrics.maps import EnergyInside, PointingGame, Sparseness
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
@@ -254,7 +300,7 @@ rank = torch.distributed.get_rank()
 maps, boxes = make()
 boxes[9] = 0
 part = slice(rank, None, 2)
-metrics = [PointingGame(), EnergyInside(), Sparseness(), Drift()]
+metrics, memory = [PointingGame(), EnergyInside(), Sparseness(), Drift()], MapMemory()
 for _ in range(2):
     for metric in metrics[:2]:
         metric.reset()
@@ -262,7 +308,9 @@ for _ in range(2):
     metrics[2].reset()
     metrics[2].update(maps[part])
     metrics[3].reset()
-    metrics[3].update(maps[part] ** (_ + 1), torch.arange(12)[part])
+    now = maps[part] ** (_ + 1)
+    metrics[3].update(now, memory.exchange(now, torch.arange(12)[part]))
+    memory.end_epoch()
 values = [metric.compute().item() for metric in metrics]
 facts = [*values, metrics[0].chance.item(), metrics[0].num_skipped, metrics[3].count.item()]
 open(sys.argv[1] + str(rank), "w").write(json.dumps(facts))
@@ -284,9 +332,7 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
     boxes[9] = 0
     pointing, drift = PointingGame(), Drift()
     expected = [run(pointing, (maps, boxes, SIZE)), run(EnergyInside(), (maps, boxes, SIZE))]
-    drift.update(maps, torch.arange(12))
-    drift.reset()
-    drift.update(maps**2, torch.arange(12))
+    drift.update(maps**2, maps)
     expected += [run(Sparseness(), (maps,)), drift.compute(), pointing.chance]
     assert left[:5] == pytest.approx([value.item() for value in expected], abs=1e-6)
     assert left[5:] == [1, 6]
@@ -296,7 +342,7 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
     ("call", "message"),
     [
         (lambda: PointingGame(-1), "tolerance must be 0 pixels or more, got -1"),
-        (lambda: Drift(0), "max_images must be 1 or more, got 0"),
+        (lambda: MapMemory(0), "max_images must be 1 or more, got 0"),
         (lambda: PointingGame().update(*make()), r"Pass image_size=\(height, width\)"),
         (lambda: EnergyInside().update(make()[0], make(3)[1]), "region has 3 images but maps 12"),
         (lambda: EnergyInside().update(make()[0], make()[1][:, :3]), r"got \(12, 3\)"),
@@ -304,7 +350,11 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
         (lambda: EnergyInside().update(make()[0], torch.zeros(12)), r"got \(12,\)"),
         (lambda: EnergyInside().update(make()[0], torch.zeros(12, 2, 4)), "in pixels of what"),
         (lambda: Sparseness().update(make()[0][0]), r"maps must be .* got \(6, 5\)"),
-        (lambda: Drift().update(make()[0], torch.arange(3)), r"index must be \(12,\).* got \(3,\)"),
+        (
+            lambda: MapMemory().exchange(make()[0], torch.arange(3)),
+            r"index must be \(12,\), .*\(3,\)",
+        ),
+        (lambda: Drift().update(make()[0], make(3)[0]), r"before must be \(12, .*\(3, 6, 5\)"),
         (lambda: find_metric("pointing"), "'pointing' is unknown; did you mean pointing_game"),
     ],
 )

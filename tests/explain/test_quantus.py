@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from litcam.explain import EnergyInside, PointingGame, Sparseness
-from litcam.explain.metrics.regions import resize_maps, unit_maps
+from litcam.explain.metrics.regions import Maps
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -50,7 +50,7 @@ def test_of_regions(measured, ours, theirs):
     metric = ours()
     metric.update(maps, masks)
     # It takes maps of the images' size; ours are resized as overlays are.
-    large = resize_maps(unit_maps(maps), (32, 32))
+    large = Maps(maps).resized((32, 32))
     peer = getattr(quantus, theirs)(normalise=False, disable_warnings=True)
     assert float(metric.compute()) == pytest.approx(ask(peer, large, masks), abs=1e-6)
 
@@ -61,4 +61,4 @@ def test_sparseness(measured):
     metric.update(maps)
     peer = quantus.Sparseness(normalise=False, disable_warnings=True)
     # It adds 1e-7 to every value.
-    assert float(metric.compute()) == pytest.approx(ask(peer, unit_maps(maps), None), abs=1e-5)
+    assert float(metric.compute()) == pytest.approx(ask(peer, Maps(maps).units, None), abs=1e-5)
