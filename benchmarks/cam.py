@@ -5,7 +5,8 @@
 
 All methods run in one process, interleaved, and the figures are medians of the rounds' ratios to
 the plain forward of the same round. Memory is the peak above the loaded model, each method in a
-process of its own. The peers come with `pip install -e ".[dev]"`.
+process of its own: of the process, and of its tensors alone. The peers come with
+`pip install -e ".[dev]"`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
@@ -106,16 +108,17 @@ def time_model(name: str, rounds: int, batch: int) -> dict[str, float]:
     return {**ratios, "seconds": median(seconds["plain"])}
 
 
-def measure_memory(name: str, method: str, batch: int) -> float:
-    """Peak MiB above the loaded model of one call, in a process of its own."""
+def measure_memory(name: str, method: str, batch: int) -> tuple[float, float]:
+    """Peak MiB above the loaded model of one call, in a process of its own; that of its tensors."""
     command = [sys.executable, __file__, name, "--memory", method, "--batch", str(batch)]
     # Freed blocks go back at once (glibc), so that the peak is of what is in use.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    return float(done.stdout)
+    process, tensors = map(float, done.stdout.split())
+    return process, tensors
 
 
-def peak_of_one_call(name: str, method: str, batch: int) -> float:
+def peak_of_one_call(name: str, method: str, batch: int) -> tuple[float, float]:
     """As `measure_memory`, in this process."""
     network = timm.create_model(name).eval()
     images = torch.randn(batch, 3, 224, 224)
@@ -129,7 +132,18 @@ def peak_of_one_call(name: str, method: str, batch: int) -> float:
     call()
     status = Path("/proc/self/status").read_text()
     peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
-    return (peak * 1024 - loaded) / 2**20
+    return (peak * 1024 - loaded) / 2**20, peak_of_tensors(call)
+
+
+def peak_of_tensors(call: Callable[[], object]) -> float:
+    """Peak MiB that the tensors of a call hold."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    found = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
+    return max(accumulate(size for _, size in changes)) / 2**20
 
 
 def describe_machine() -> str:
@@ -147,16 +161,17 @@ def main() -> None:
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print(peak_of_one_call(options.models[0], options.memory, options.batch))
+        print(*peak_of_one_call(options.models[0], options.memory, options.batch))
         return
     machine = describe_machine()
     print(
         f"batch of {options.batch} at 224, float32, at least {options.rounds} rounds; {machine}\n"
     )
     print("| model | plain (s) | " + " | ".join(f"{m} (×)" for m in METHODS[1:]), end="")
-    print(" | peak: plain (MiB) | litcam (×) | first batch (×) |", end="")
-    print(" pytorch-grad-cam (×) | torchcam (×) |")
-    print("|" + "---|" * (len(METHODS) + 6))
+    print(" | tensors at most: plain (MiB) | litcam (×) | first batch (×) |", end="")
+    print(" pytorch-grad-cam (×) | torchcam (×) | process: plain (MiB) | litcam (×) |", end="")
+    print(" first batch (×) | pytorch-grad-cam (×) | torchcam (×) |")
+    print("|" + "---|" * (len(METHODS) + 11))
     results = {}
     for name in options.models:
         times = time_model(name, options.rounds, options.batch)
@@ -164,8 +179,10 @@ def main() -> None:
         memory = {kind: measure_memory(name, kind, options.batch) for kind in kinds}
         results[name] = {"time": times, "memory": memory}
         cells = [f"{times[m]:.2f}" for m in METHODS[1:]]
-        peaks = [f"{memory[kind] / memory['plain']:.2f}" for kind in kinds[1:]]
-        row = [name, f"{times['seconds']:.2f}", *cells, f"{memory['plain']:.0f}", *peaks]
+        row = [name, f"{times['seconds']:.2f}", *cells]
+        for which in (1, 0):
+            plain = memory["plain"][which]
+            row += [f"{plain:.0f}", *(f"{memory[kind][which] / plain:.2f}" for kind in kinds[1:])]
         print("| " + " | ".join(row) + " |", flush=True)
     options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
 

@@ -8,12 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.recording import Recording
+from litcam.explain.forward.untouched import evaluating, frozen
 from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.methods.formulas import Method, find_method, scale_maps
 from litcam.explain.networks import unwrap
-from litcam.explain.recording import Recording
 from litcam.explain.scores import Target
-from litcam.explain.untouched import evaluating, frozen
 
 Classes = Tensor | Sequence[int] | Sequence[Sequence[int]] | int | None
 
@@ -194,7 +194,7 @@ def find_target_layer(network: nn.Module, images: Tensor) -> TargetLayer:
         ValueError: no layer can be explained; the message lists the candidates.
     """
     network = unwrap(network)
-    with evaluating(network, images), CAM(network) as cam, torch.no_grad():
+    with evaluating(network, images.device), CAM(network) as cam, torch.no_grad():
         network(images)
     if cam.target_layer is None:
         raise ValueError(

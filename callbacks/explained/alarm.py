@@ -67,11 +67,6 @@ class RightAnswers(ImageMean):
     def __init__(self) -> None:
         super().__init__("right", "guessing")
 
-    @property
-    def guessing(self) -> float:
-        """One over the number of classes."""
-        return float(self._fact("guessing"))
-
     def update(self, logits: Tensor, labels: Tensor | None) -> None:
         """Adds logits `(batch, num_classes)` with class numbers `(batch,)`."""
         batch, num_classes = logits.shape

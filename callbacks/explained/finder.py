@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from litcam.explain import CAM
+from litcam.explain.forward.stand_in import StandIn
 from litcam.explain.networks import find_images, map_tensors, run_eagerly
-from litcam.explain.untouched import StandIn
 
 
 class Finder:

@@ -16,7 +16,7 @@ from litcam.callbacks.validation.beside import untouched
 from litcam.explain import CAM, ROAD
 from litcam.explain.metrics.drift import MapMemory
 from litcam.explain.metrics.image_mean import ImageMean
-from litcam.explain.metrics.maps import BlankMaps, EnergyInside, PointingGame
+from litcam.explain.metrics.maps import BLANK, BlankMaps, PointingGame
 from litcam.explain.metrics.regions import Maps, find_masks
 from litcam.explain.metrics.table import METRICS, find_metric
 from litcam.explain.networks import run_eagerly
@@ -139,30 +139,30 @@ class MapMetrics:
         """
         if not self:
             return {}, []
-        values: dict[str, float] = {}
-        left_out: dict[str, list[str]] = {}
         failed = [not whole, *(make in self._partial for make in self._metrics)]
         flags = torch.tensor(failed, dtype=torch.int, device=device)
         broken, *partial = trainer.strategy.reduce(flags, reduce_op="max").tolist()
-        self._partial = set()
-        for (make, metric), in_part in zip(self._metrics.items(), partial, strict=True):
-            result, names = _compute(metric, device), self._names(make)
-            if metric.has_value and not (broken or in_part):
+        metrics = [*self._metrics.values(), self._right, self._blank]
+        facts = _bring([_compute(metric, device) for metric in metrics])
+        values: dict[str, float] = {}
+        left_out: dict[str, list[str]] = {}
+        for make, found, in_part in zip(self._metrics, facts, partial, strict=False):
+            names, metric = self._names(make), self._metrics[make]
+            if found["count"] and not (broken or in_part):
                 for name in names:
-                    key = self._entries[name].value
-                    values[name] = float(result[key] if key else result)
-                if isinstance(metric, PointingGame | EnergyInside):
-                    values[f"{names[0]}_chance"] = float(metric.chance)
+                    values[name] = found[self._entries[name].value or name]
+                if "chance" in found:
+                    values[f"{names[0]}_chance"] = found["chance"]
             # By default only what has no object: flat maps are counted by `blank_maps`.
             told = self._asked or isinstance(metric, PointingGame)
-            if metric.num_skipped and told and names[0] not in self._told:
+            if (skipped := int(found["skipped"])) and told and names[0] not in self._told:
                 self._told.add(names[0])
-                total = metric.num_skipped + metric.num_measured
-                line = f"leaves {metric.num_skipped} of {total} images out of {{}}: {metric.skips}"
+                total = skipped + int(found["count"])
+                line = f"leaves {skipped} of {total} images out of {{}}: {metric.skips}"
                 left_out.setdefault(line, []).extend(names)
-        facts = self._find_facts(values, device)
-        self._facts = {} if broken else facts
-        for metric in (*self._metrics.values(), self._right, self._blank):
+        self._partial = set()
+        self._facts = {} if broken else _for_the_alarm(values, *facts[-2:])
+        for metric in metrics:
             metric.reset()
         self._memory.end_epoch()
         return values, [line.format(", ".join(names)) for line, names in left_out.items()]
@@ -170,20 +170,6 @@ class MapMetrics:
     def summarise(self, epoch: int) -> Measured | None:
         """What the last `compute` found, for the alarm; None where there was no map."""
         return Measured(epoch=epoch, **self._facts) if self._facts.get("num_images") else None
-
-    def _find_facts(self, values: dict[str, float], device: torch.device) -> dict[str, Any]:
-        """What the alarm wants to know. A collective."""
-        accuracy = float(_compute(self._right, device))
-        _compute(self._blank, device)
-        return {
-            "num_images": self._blank.num_measured,
-            "accuracy": accuracy,
-            "guessing": self._right.guessing,
-            "energy_inside": values.get("energy_inside", nan),
-            "chance": values.get("energy_inside_chance", nan),
-            "pointing_game": values.get("pointing_game", nan),
-            "blank": self._blank.kinds,
-        }
 
     def _names(self, make: Callable[[], ImageMean]) -> list[str]:
         return [name for name, entry in self._entries.items() if entry.make is make]
@@ -242,14 +228,35 @@ def _add(metric: ImageMean, device: torch.device, *arguments: Any) -> None:
     metric.update(*arguments)
 
 
-def _compute(metric: ImageMean, device: torch.device) -> Any:
-    """The metric's value over all processes. A collective."""
+def _compute(metric: ImageMean, device: torch.device) -> dict[str, Tensor]:
+    """What a metric has found, over all processes. A collective."""
     if metric.device != device:
         metric.to(device)
     with warnings.catch_warnings():
         # Another process may have seen an image with an object where this one has not.
         warnings.filterwarnings("ignore", ".*was called before the ``update``.*")
-        return metric.compute()
+        metric.compute()
+    return metric.facts
+
+
+def _bring(found: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    """The same off the device, in one copy."""
+    numbers = iter(torch.stack([v.float() for facts in found for v in facts.values()]).tolist())
+    return [{name: next(numbers) for name in facts} for facts in found]
+
+
+def _for_the_alarm(
+    values: Mapping[str, float], right: Mapping[str, float], blank: Mapping[str, float]
+) -> dict[str, Any]:
+    return {
+        "num_images": int(blank["count"]),
+        "accuracy": right["right"],
+        "guessing": right["guessing"],
+        "energy_inside": values.get("energy_inside", nan),
+        "chance": values.get("energy_inside_chance", nan),
+        "pointing_game": values.get("pointing_game", nan),
+        "blank": {name.replace("_", " "): blank[name] for name in BLANK},
+    }
 
 
 @contextmanager

@@ -1,40 +1,25 @@
 """A forward beside training and validation that leaves both as they were."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from litcam.callbacks.validation.batch import find_images
+from litcam.explain.forward.untouched import evaluating
 
 
 @contextmanager
 def untouched(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     """Evaluation mode in the run's own precision; then every mode and random state as before."""
-    modes = [(part, part.training) for part in module.modules()]
-    numbers, state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [module.device] if module.device.type == "cuda" else []
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            trainer.precision_plugin.forward_context(),
-        ):
-            module.eval()
-            yield
-    finally:
-        # Not by `train()`: it would set all parts alike, and others may have their own.
-        for part, mode in modes:
-            part.training = mode
-        random.setstate(numbers)
-        np.random.set_state(state)  # noqa: NPY002
+    precision = trainer.precision_plugin.forward_context()
+    with evaluating(module, module.device), torch.no_grad(), precision:
+        yield
 
 
 def fetch_images(trainer: pl.Trainer, loader: Any, indices: Sequence[int]) -> dict[int, Tensor]:

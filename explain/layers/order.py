@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.untouched import ours, trying
 from litcam.explain.layers.layout import Layout, TargetLayer
 from litcam.explain.networks import timm_models
-from litcam.explain.untouched import ours, trying
 
 # How much more than on average a token answers to its own corner.
 CLEAR = 1.2

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.untouched import find_trained, frozen, ours, trying
 from litcam.explain.layers.choosing import Candidate, Chooser
 from litcam.explain.layers.layout import Layout, TargetLayer, find_layout
 from litcam.explain.layers.order import find_orders, is_believed
 from litcam.explain.networks import find_images, map_tensors
 from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
-from litcam.explain.untouched import find_trained, frozen, ours, trying
 
 # Enough to walk back over the last block of a transformer, norms and containers included.
 NUM_CANDIDATES = 24

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from litcam.explain.cam import CAM, Classes, as_table
+from litcam.explain.forward.untouched import evaluating, find_trained, frozen
 from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.networks import unwrap
-from litcam.explain.untouched import evaluating, find_trained, frozen
 
 RELUS: tuple[Callable[..., Any], ...] = (
     F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_
@@ -132,7 +132,7 @@ def _recorded(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(evaluating(network, images))
+        stack.enter_context(evaluating(network, images.device))
         stack.enter_context(frozen(find_trained(network)))
         pixels = images.detach().clone().requires_grad_()
         with relus, cam:

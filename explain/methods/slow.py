@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.recording import Recording
+from litcam.explain.forward.untouched import evaluating
 from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, find_method
 from litcam.explain.methods.guided import one_class
 from litcam.explain.networks import copy_inference, find_logits, run_eagerly, unwrap
-from litcam.explain.recording import Recording
-from litcam.explain.untouched import evaluating
 
 
 def slow_map(
@@ -129,7 +129,7 @@ def _quietly(network: nn.Module, images: Tensor) -> Iterator[None]:
         stack.enter_context(run_eagerly())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(network, images))
+        stack.enter_context(evaluating(network, images.device))
         stack.enter_context(_without_bars())
         try:
             yield

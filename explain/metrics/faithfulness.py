@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from litcam.explain.forward.untouched import evaluating
 from litcam.explain.methods.formulas import scale_maps
 from litcam.explain.metrics.image_mean import ImageMean
 from litcam.explain.metrics.regions import Maps, resize_maps
 from litcam.explain.networks import unwrap
 from litcam.explain.scores import Scored
-from litcam.explain.untouched import evaluating
 
 
 class AverageDropIncrease(ImageMean):
@@ -69,7 +69,7 @@ class AverageDropIncrease(ImageMean):
     def compute(self) -> dict[str, Tensor]:
         """`average_drop` and `increase`; NaN without an image."""
         super().compute()
-        return {name: self._fact(name) for name in self._names}
+        return {name: self.facts[name] for name in self._names}
 
 
 class DeletionInsertion(ImageMean):
@@ -148,7 +148,7 @@ class DeletionInsertion(ImageMean):
     def compute(self) -> dict[str, Tensor]:
         """The mean area of each curve; NaN without an image."""
         super().compute()
-        return {name: self._fact(name) for name in self._names}
+        return {name: self.facts[name] for name in self._names}
 
     def _start(self, images: Tensor) -> Tensor:
         if self.baseline == "zero":
@@ -186,7 +186,7 @@ def asking(network: nn.Module, images: Tensor) -> Iterator[Asking]:
     """The network in eval mode without gradient; afterwards each mode and the RNG are as before."""
     # DistributedDataParallel's own forward would wait for the other ranks.
     network = unwrap(network)
-    with evaluating(network, images), torch.no_grad():
+    with evaluating(network, images.device), torch.no_grad():
         yield Asking(network if isinstance(network, Scored) else Scored(network))
 
 

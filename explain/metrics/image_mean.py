@@ -34,14 +34,19 @@ class ImageMean(Metric):
         self.add_state("skipped", torch.zeros((), dtype=torch.long), "sum")
 
     @property
+    def facts(self) -> dict[str, Tensor]:
+        """Every mean by its name, and how many images `count` and how many were `skipped`."""
+        return self._facts or self._means()
+
+    @property
     def num_skipped(self) -> int:
         """Images left out."""
-        return int(self._fact("skipped"))
+        return int(self.facts["skipped"])
 
     @property
     def num_measured(self) -> int:
         """Images with a value."""
-        return int(self._fact("count"))
+        return int(self.facts["count"])
 
     @property
     def has_value(self) -> bool:
@@ -75,10 +80,6 @@ class ImageMean(Metric):
             setattr(self, f"{name}_sum", total + value.where(keep, 0.0).sum().to(total))
         self.count = self.count + keep.sum().to(self.count)
         self.skipped = self.skipped + left_out.sum().to(self.skipped)
-
-    def _fact(self, name: str) -> Tensor:
-        """A mean, or how many images were measured or left out."""
-        return (self._facts or self._means())[name]
 
     def _means(self) -> dict[str, Tensor]:
         means = {name: getattr(self, f"{name}_sum") / self.count for name in self._names}

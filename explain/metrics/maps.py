@@ -47,7 +47,7 @@ class PointingGame(ImageMean):
     @property
     def chance(self) -> Tensor:
         """Mean share of the image that counts as a hit: of all ranks once `compute` ran."""
-        return self._fact("chance")
+        return self.facts["chance"]
 
     def update(
         self, maps: Tensor | Maps, region: Tensor, image_size: tuple[int, int] | None = None
@@ -82,7 +82,7 @@ class EnergyInside(ImageMean):
     @property
     def chance(self) -> Tensor:
         """Mean share of the image that is object: of all ranks once `compute` ran."""
-        return self._fact("chance")
+        return self.facts["chance"]
 
     def update(
         self, maps: Tensor | Maps, region: Tensor, image_size: tuple[int, int] | None = None
@@ -124,6 +124,10 @@ class Sparseness(ImageMean):
         self._add(total > 0, sparseness=((2 * places - n - 1) / n * values).sum(1) / total)
 
 
+# How a map may show nothing.
+BLANK = ("not_finite", "all_zero", "constant")
+
+
 class BlankMaps(ImageMean):
     """Share of maps that show nothing: all zero, constant, or not finite; lower is better.
 
@@ -139,13 +143,12 @@ class BlankMaps(ImageMean):
     higher_is_better = False
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("blank_maps", "not_finite", "all_zero", "constant", **kwargs)
+        super().__init__("blank_maps", *BLANK, **kwargs)
 
     @property
     def kinds(self) -> dict[str, float]:
         """Share of each kind: of all ranks once `compute` ran."""
-        names = ("not_finite", "all_zero", "constant")
-        return {name.replace("_", " "): float(self._fact(name)) for name in names}
+        return {name.replace("_", " "): float(self.facts[name]) for name in BLANK}
 
     def update(self, maps: Tensor | Maps) -> None:
         """Adds a batch of maps `(batch, height, width)`."""

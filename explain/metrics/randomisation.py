@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from litcam.explain.cam import CAM
+from litcam.explain.forward.untouched import same_random_numbers
 from litcam.explain.layers.layout import TargetLayer, find_module
 from litcam.explain.networks import unwrap
 
@@ -57,9 +58,8 @@ def randomisation_check(
     if stages is None:
         stages = [name for name, _ in _find_stages(network)][::-1]
     chosen = [find_module(network, name)[0] for name in stages]
-    devices = [images.device] if images.is_cuda else []
     results = []
-    with torch.random.fork_rng(devices):
+    with same_random_numbers(images.device):
         torch.manual_seed(seed)
         network = copy.deepcopy(network).eval()
         first, layer = _explain(network, images, classes, method, target_layer)

@@ -96,7 +96,7 @@ class ROAD(ImageMean):
     def compute(self) -> dict[str, Tensor]:
         """`road`, `road_morf` and `road_lerf`; NaN without an image."""
         super().compute()
-        return {name: self._fact(name) for name in self._names}
+        return {name: self.facts[name] for name in self._names}
 
     def _gone(self, ranks: Tensor) -> list[int]:
         """How many pixels to take away at each percentile, as NumPy's percentile counts them."""

@@ -114,7 +114,7 @@ def test_right_answers_leave_out_what_has_no_label():
     answers = RightAnswers()
     answers.update(torch.eye(4), torch.tensor([0, 1, 0, -1]))
     answers.update(torch.eye(4), None)
-    assert float(answers.compute()) == pytest.approx(2 / 3) and answers.guessing == 0.25
+    assert float(answers.compute()) == pytest.approx(2 / 3) and answers.facts["guessing"] == 0.25
 
 
 class Broken(L.LightningModule):

@@ -1,16 +1,18 @@
 """Leaving a network as it was: its modes, random numbers, buffers, attributes and hooks."""
 
-import inspect
+import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from litcam.explain.forward.stand_in import StandIn
 from litcam.explain.networks import map_tensors
 
 # What every module has; the rest is its author's.
@@ -37,19 +39,39 @@ def find_trained(network: nn.Module) -> list[nn.Parameter]:
     return [p for p in network.parameters() if p.requires_grad and not is_lazy(p)]
 
 
+def keep_random_numbers(device: torch.device) -> Callable[[], None]:
+    """Returns what has the same numbers drawn again: PyTorch's, Python's and NumPy's."""
+    state, numbers, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    # A device beside the CPU has its own.
+    own = None if device.type == "cpu" else torch.get_device_module(device)
+    there = own.get_rng_state(device) if hasattr(own, "get_rng_state") else None
+
+    def draw_again() -> None:
+        torch.set_rng_state(state)
+        random.setstate(numbers)
+        np.random.set_state(legacy)  # noqa: NPY002
+        if own is not None and there is not None:
+            own.set_rng_state(there, device)
+
+    return draw_again
+
+
 @contextmanager
-def same_random_numbers(images: Tensor) -> Iterator[None]:
+def same_random_numbers(device: torch.device) -> Iterator[None]:
     """What is drawn at random meanwhile is drawn again afterwards."""
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+    draw_again = keep_random_numbers(device)
+    try:
         yield
+    finally:
+        draw_again()
 
 
 @contextmanager
-def evaluating(network: nn.Module, images: Tensor) -> Iterator[None]:
+def evaluating(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and a copy of the random state meanwhile; both afterwards as they were."""
     modes = [(module, module.training) for module in network.modules()]
     # Some networks draw at random in eval mode too.
-    with same_random_numbers(images):
+    with same_random_numbers(device):
         try:
             network.eval()
             yield
@@ -66,9 +88,8 @@ def trying(network: nn.Module, images: Tensor) -> Iterator[None]:
     Hooks of PyTorch itself run: they make weights.
     """
     with ExitStack() as stack:
-        StandIn.aside += 1
-        stack.callback(_step_back)
-        stack.enter_context(same_random_numbers(images))
+        stack.enter_context(StandIn.stepping_aside())
+        stack.enter_context(same_random_numbers(images.device))
         for module in _open_modules(network):
             stack.callback(_restore, module, _copy_attributes(module))
             _replace_buffers(module, Tensor.clone, stack, keep=False)
@@ -96,64 +117,10 @@ def shielding(network: nn.Module) -> Iterator[None]:
         yield
 
 
-class StandIn:
-    """A module's forward while somebody is around it; several may be, and leave in any order.
-
-    Not hooks: only around a forward can what goes wrong in it be mended, and the hooks of others
-    see what goes in and comes out as without it.
-
-    Args:
-        module: whose `forward` it is.
-    """
-
-    # Above zero nobody is around: a forward is being tried.
-    aside = 0
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._own = module, vars(module).get("forward")
-        self._plain = module.forward
-        self._around: list[Callable[..., Any]] = []
-
-    @classmethod
-    def enter(cls, module: nn.Module, around: Callable[..., Any]) -> Callable[[], None]:
-        """Puts `around(forward, args, kwargs)` in its place; returns what takes it away again."""
-        found = vars(module).get("forward")
-        stand_in = found if isinstance(found, cls) else cls(module)
-        stand_in._around.append(around)
-        module.forward = stand_in
-        return partial(stand_in._leave, around)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward, through all who are around it."""
-        call = self._plain
-        for around in [] if StandIn.aside else self._around:
-            call = partial(_call, around, call)
-        return call(*args, **kwargs)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """That of the forward: some ask for its arguments' names."""
-        return inspect.signature(self._plain)
-
-    def _leave(self, around: Callable[..., Any]) -> None:
-        self._around.remove(around)
-        # Where somebody put their own around this one, it only hands on from now on.
-        if self._around or vars(self._module).get("forward") is not self:
-            return
-        if self._own is None:
-            del self._module.forward
-        else:
-            self._module.forward = self._own
-
-
 def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a hook as litcam's: it runs where those of strangers do not."""
     hook._litcam = True  # type: ignore[attr-defined]
     return hook
-
-
-def _step_back() -> None:
-    StandIn.aside -= 1
 
 
 def _open_modules(network: nn.Module) -> Iterator[nn.Module]:
@@ -165,10 +132,6 @@ def _keeps_nothing(module: nn.Module) -> bool:
     """Whether its forward writes nothing down: PyTorch's own modules and norms in eval mode."""
     known = type(module).__module__.startswith("torch.nn.modules.")
     return not module.training and (known or isinstance(module, nn.modules.batchnorm._NormBase))
-
-
-def _call(around: Callable[..., Any], call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return around(call, args, kwargs)
 
 
 def _do_nothing(*args: Any) -> None:

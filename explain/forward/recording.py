@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.stand_in import StandIn
+from litcam.explain.forward.untouched import (
+    find_trained,
+    frozen,
+    keep_random_numbers,
+    ours,
+    shielding,
+)
 from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
 from litcam.explain.layers.order import check_order
 from litcam.explain.layers.survey import Call, find_layer
 from litcam.explain.networks import copy_inference, detach, find_images, run_eagerly
 from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
-from litcam.explain.untouched import StandIn, find_trained, frozen, ours, shielding
 
 # Recordings whose network is being called, the innermost last.
 _running: list["Recording"] = []
@@ -95,7 +102,7 @@ class Recording:
         self.failure, self.images = self._refusal, images.detach()
         if self._refusal:
             return forward(*args, **kwargs)
-        draw_again = _keep_random_numbers(images)
+        draw_again = keep_random_numbers(images.device)
         _running.append(self)
         try:
             return self._record(Call(forward, args, kwargs, images))
@@ -229,19 +236,6 @@ class Recording:
         name = type(self.network).__name__
         line = " ".join(next(iter(str(error).splitlines()), "").split())
         return f"the forward of {name} cannot be recorded ({type(error).__name__}: {line})"
-
-
-def _keep_random_numbers(images: Tensor) -> Callable[[], None]:
-    """Gives what has the same numbers drawn again."""
-    state = torch.get_rng_state()
-    device = torch.cuda.get_rng_state(images.device) if images.is_cuda else None
-
-    def draw_again() -> None:
-        torch.set_rng_state(state)
-        if device is not None:
-            torch.cuda.set_rng_state(device, images.device)
-
-    return draw_again
 
 
 def _has_graph(images: Tensor, network: nn.Module) -> bool:
