@@ -244,6 +244,7 @@ class GradCAM(EachValidation):
             key = f"{stage}/{self.name}/{metric}"
             pl_module.log(key, value, batch_size=1, reduce_fx="max", sync_dist=True)
         alarms = self._alarms.check(self._measured.summarise(trainer.current_epoch))
+        self._bring()
         parts = gather(trainer, (self._shown.explained, self._problems, self._shown.choice))
         self._problems = []
         self._shown.begin()
@@ -287,6 +288,10 @@ class GradCAM(EachValidation):
         super().load_state_dict(state_dict)
 
     # Its parts
+
+    @never_kills
+    def _bring(self) -> None:
+        self._problems += self._shown.bring()
 
     def _close(self) -> None:
         self._positions, self._recording = {}, False

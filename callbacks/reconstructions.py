@@ -11,7 +11,9 @@ from torch import Tensor
 from litcam.callbacks.each_validation import EachValidation
 from litcam.callbacks.explained.maps import Names
 from litcam.callbacks.explained.reconstruction_views import (
+    KeptReconstructions,
     Reconstructed,
+    bring_reconstructions,
     draw_reconstructions,
     reconstruct_images,
 )
@@ -81,6 +83,7 @@ class Reconstructions(EachValidation):
         self._shown: tuple[Any, ShownImages] | None = None
         self._seen: set[int] = set()
         self._made: list[Reconstructed] = []
+        self._waiting: list[KeptReconstructions] = []
         self._kept: dict[int, Tensor] = {}
         self._drawn: set[int] = set()
         self._choice = ""
@@ -110,7 +113,7 @@ class Reconstructions(EachValidation):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
         super().on_validation_epoch_start(trainer, pl_module)
-        self._made, self._seen = [], set()
+        self._made, self._waiting, self._seen = [], [], set()
 
     @never_kills
     def on_validation_batch_end(
@@ -131,18 +134,13 @@ class Reconstructions(EachValidation):
         if not positions or images is None:
             return
         self._seen |= set(positions.values())
-        made = self._reconstruct(trainer, pl_module, images, positions)
-        if any(step > trainer.global_step for step in self.steps):
-            # Tensors of inference mode could not be used in training.
-            with torch.inference_mode(False):
-                kept = [images[row].clone().cpu() for row in positions]
-            made = [replace(image, kept=one) for image, one in zip(made, kept, strict=True)]
-        self._made += made
+        self._waiting.append(self._reconstruct(trainer, pl_module, images, positions))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws and logs what was reconstructed, on rank zero."""
         if not self._active:
             return
+        self._finish(later=any(step > trainer.global_step for step in self.steps))
         # Every process comes here, whatever failed before: this is the one collective.
         parts = gather(trainer, (self._made, self._problems, self._choice))
         self._made, self._problems = [], []
@@ -201,9 +199,9 @@ class Reconstructions(EachValidation):
                 self._problems.append("waits for the first validation: no images to draw before")
                 return
             images = torch.stack(list(kept.values())).to(module.device)
-            made = self._reconstruct(trainer, module, images, dict(enumerate(kept)))
+            made = [self._reconstruct(trainer, module, images, dict(enumerate(kept)))]
+            self._log(trainer, self._bring(made))
             self._notes.tell(self._choice)
-            self._log(trainer, made)
         self._drawn.add(trainer.global_step)
 
     def _fetch(self, trainer: pl.Trainer) -> dict[int, Tensor]:
@@ -218,19 +216,36 @@ class Reconstructions(EachValidation):
         module: pl.LightningModule,
         images: Tensor,
         positions: dict[int, int],
-    ) -> list[Reconstructed]:
+    ) -> KeptReconstructions:
         """Reconstructs rows of a batch, given with their dataset indices."""
         loader, shown = self._choose_images(trainer)
         pixels = Pixels.find(trainer, module, loader, (self.mean, self.std))
         rows, indices = list(positions), list(positions.values())
         with untouched(trainer, module):
-            made = reconstruct_images(module, images, rows, indices, pixels)
-        borrowed = "; it uses each cell's true mean and contrast" if made[0].borrowed else ""
-        self._choice = (
-            f"shows {shown.describe()}, {made[0].share:.0%} of each hidden; "
-            f"pixels by {pixels.source}{borrowed}"
-        )
-        return [replace(image, index_known=shown.by_index) for image in made]
+            return reconstruct_images(
+                module, images, rows, indices, pixels, index_known=shown.by_index
+            )
+
+    @never_kills
+    def _finish(self, *, later: bool) -> None:
+        """Takes what was made off the device; the images too if they are drawn `later`."""
+        made = self._bring(self._waiting)
+        # Tensors of inference mode could not be used in training.
+        with torch.inference_mode(False):
+            kept = [
+                image.kept.clone() if later and image.kept is not None else None for image in made
+            ]
+        self._made = [replace(image, kept=one) for image, one in zip(made, kept, strict=True)]
+
+    def _bring(self, waiting: Sequence[KeptReconstructions]) -> list[Reconstructed]:
+        made = bring_reconstructions(waiting)
+        if made and self._shown is not None:
+            borrowed = "; it uses each cell's true mean and contrast" if made[0].borrowed else ""
+            self._choice = (
+                f"shows {self._shown[1].describe()}, {made[0].share:.0%} of each hidden; "
+                f"pixels by {waiting[0].pixels.source}{borrowed}"
+            )
+        return made
 
     @never_kills
     def _log(self, trainer: pl.Trainer, made: Sequence[Reconstructed]) -> None:

@@ -106,23 +106,34 @@ class CAM:
             IndexError: a class does not exist.
             ValueError: no such method.
         """
-        recorded = self._recording
+        table = as_table(classes, self._logits())
+        maps = self.maps(table, method=method)
+        several = classes is not None and torch.as_tensor(classes).ndim == 2
+        return maps if several else maps[:, 0]
+
+    def maps(self, classes: Tensor, *, method: str = "") -> Tensor:
+        """The same of classes `(batch, k)` that are known to exist: nothing waits for a device.
+
+        Args:
+            classes: whole numbers on the device of the logits.
+            method: as for a call.
+
+        Returns:
+            `(batch, k, height, width)`, in float32.
+
+        Raises:
+            RuntimeError: as for a call.
+            ValueError: no such method.
+        """
         formula = find_method(method) if method else self._method
-        if recorded.failure:
-            raise RuntimeError(recorded.failure)
-        if recorded.logits is None:
-            raise RuntimeError("no forward was recorded: call the network inside `with CAM(...)`")
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             # Autocast would turn the float32 sums over channels back into bfloat16.
-            stack.enter_context(torch.autocast(recorded.logits.device.type, enabled=False))
+            stack.enter_context(torch.autocast(self._logits().device.type, enabled=False))
             # As in the forward: gradient checkpointing runs part of it again and compares.
-            stack.enter_context(frozen(recorded.frozen))
-            table = as_table(classes, recorded.logits)
-            maps = torch.stack([self._explain(column, formula) for column in table.unbind(1)], 1)
-        several = classes is not None and torch.as_tensor(classes).ndim == 2
-        return maps if several else maps[:, 0]
+            stack.enter_context(frozen(self._recording.frozen))
+            return torch.stack([self._explain(each, formula) for each in classes.unbind(1)], 1)
 
     def heatmaps(
         self, classes: Classes = None, size: tuple[int, int] | None = None, *, method: str = ""
@@ -144,6 +155,13 @@ class CAM:
     def release(self) -> None:
         """Lets the recorded graph go."""
         self._recording.release()
+
+    def _logits(self) -> Tensor:
+        if self._recording.failure:
+            raise RuntimeError(self._recording.failure)
+        if self._recording.logits is None:
+            raise RuntimeError("no forward was recorded: call the network inside `with CAM(...)`")
+        return self._recording.logits
 
     def _explain(self, classes: Tensor, formula: Method) -> Tensor:
         """Maps `(batch, height, width)` for one class an image."""

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from litcam.callbacks.validation.device import bring
+from litcam.callbacks.validation.pixels import Pixels, find_span
 from litcam.explain import CAM
 from litcam.explain.figures import Picture
 
@@ -117,20 +119,10 @@ def find_views(
         if view == "predicted":
             views[view] = logits.detach().nan_to_num().argmax(1)
         elif view == "true":
-            numbers = [] if labels is None else labels.tolist()
             if labels is None:
                 problems.append("has no view of the true class: the batch has no labels")
-            elif wrong := [n for n in numbers if not -1 <= n < num_classes]:
-                problems.append(
-                    f"has no view of the true class: label {wrong[0]} is not one of the "
-                    f"network's {num_classes} classes"
-                )
             else:
-                if -1 in numbers:
-                    problems.append(
-                        "has no view of the true class for images without a label, or with several"
-                    )
-                views[view] = labels.to(logits.device)
+                views[view] = labels.where((labels >= 0) & (labels < num_classes), -1)
         else:
             try:
                 number = names.find_class(view, num_classes)
@@ -140,46 +132,101 @@ def find_views(
     return views, problems
 
 
-def explain_images(
-    cam: CAM,
-    rows: Mapping[int, int],
-    views: Mapping[str, Tensor],
-    labels: Tensor | None,
-    photos: npt.NDArray[np.uint8],
-    probabilities: Tensor,
-    dataloader_idx: int,
-    made_by: dict[str, Any],
-) -> list[Explained]:
-    """Makes the maps of some images of a recorded batch and takes them off the device.
+@dataclass
+class KeptMaps:
+    """Some images of a batch with their maps, still on the device: nothing has waited for it yet.
 
-    Args:
-        cam: has recorded the batch's forward.
-        rows: places in the batch, with their dataset indices.
-        views: one class an image `(batch,)` for every view, -1 where it has none.
-        labels: true classes `(batch,)`, or None.
-        photos: pixels of the images in `rows`.
-        probabilities: of the batch, `(batch, num_classes)`.
-        dataloader_idx: which loader the batch came from.
+    Attributes:
+        indices: the images' places in the dataset.
+        views: what each map is of, in order.
+        tensors: the images as the network got them `(rows, channels, height, width)`, their maps
+            `(rows, views, h, w)`, the maps' classes `(rows, views)`, -1 for none, the labels and
+            probabilities `(rows,)` and `(rows, num_classes)`, and the batch's span `(2,)`.
+        dataloader_idx: which of several validation loaders they came from.
+        pixels: how the network's input becomes pixels.
         made_by: layer, grid and method, for the record.
     """
-    chosen = list(rows)
-    table = torch.stack(list(views.values()), 1)
-    maps = cam(table.clamp(min=0))[chosen].cpu().numpy()
-    numbers, probable = table[chosen].cpu().numpy(), probabilities[chosen].cpu().numpy()
-    return [
-        Explained(
-            index=rows[row],
-            dataloader_idx=dataloader_idx,
-            photo=photos[place],
-            maps=maps[place, numbers[place] >= 0],
-            views={v: int(n) for v, n in zip(views, numbers[place], strict=True) if n >= 0},
-            label=None if labels is None or labels[row] < 0 else int(labels[row]),
-            probabilities=probable[place],
-            made_by=made_by,
-        )
-        for place, row in enumerate(chosen)
-        if (numbers[place] >= 0).any()
-    ]
+
+    indices: list[int]
+    views: list[str]
+    tensors: list[Tensor]
+    dataloader_idx: int
+    pixels: Pixels
+    made_by: dict[str, Any]
+
+    @classmethod
+    def make(
+        cls,
+        cam: CAM,
+        rows: Mapping[int, int],
+        views: Mapping[str, Tensor],
+        labels: Tensor | None,
+        probabilities: Tensor,
+        **about: Any,
+    ) -> "KeptMaps":
+        """Makes the maps of some images of a recorded batch.
+
+        Args:
+            cam: has recorded the batch's forward.
+            rows: places in the batch, with their dataset indices.
+            views: one class an image `(batch,)` for every view, -1 where it has none.
+            labels: true classes `(batch,)`, -1 where there is none, or None.
+            probabilities: of the batch, `(batch, num_classes)`.
+            about: the other attributes.
+        """
+        assert cam.images is not None
+        device = cam.images.device
+        chosen = torch.tensor(list(rows), device=device)
+        table = torch.stack([classes.to(device) for classes in views.values()], 1)
+        labels = torch.full_like(table[:, 0], -1) if labels is None else labels.to(device)
+        kept = [cam.images, cam.maps(table.clamp(min=0)), table, labels, probabilities]
+        tensors = [*(tensor.index_select(0, chosen) for tensor in kept), find_span(cam.images)]
+        return cls(list(rows.values()), list(views), tensors, **about)
+
+
+def bring_maps(kept: Sequence[KeptMaps]) -> tuple[list[Explained], list[str]]:
+    """Takes them off the device, in one copy; and what is wrong with some of them."""
+    tensors = iter(bring([tensor for part in kept for tensor in part.tensors]) if kept else [])
+    explained: list[Explained] = []
+    problems: list[str] = []
+    for part in kept:
+        images, maps, table, labels, probabilities, span = (next(tensors) for _ in part.tensors)
+        photos, classes = part.pixels.to_pixels(images, span), table.tolist()
+        problems += _find_wrong_labels(part.views, labels.tolist(), probabilities.shape[1])
+        for place, index in enumerate(part.indices):
+            named = zip(part.views, classes[place], strict=True)
+            views = {view: number for view, number in named if number >= 0}
+            if not views:
+                continue
+            label = int(labels[place])
+            explained.append(
+                Explained(
+                    index=index,
+                    dataloader_idx=part.dataloader_idx,
+                    photo=photos[place],
+                    maps=maps[place, table[place] >= 0].numpy(),
+                    views=views,
+                    label=label if label >= 0 else None,
+                    probabilities=probabilities[place].numpy(),
+                    made_by=part.made_by,
+                )
+            )
+    return explained, problems
+
+
+def _find_wrong_labels(views: Sequence[str], labels: Sequence[int], num_classes: int) -> list[str]:
+    """Why some images have no view of their true class."""
+    if "true" not in views:
+        return []
+    wrong = next((label for label in labels if not -1 <= label < num_classes), None)
+    if wrong is not None:
+        return [
+            f"has no view of the true class: label {wrong} is not one of the network's "
+            f"{num_classes} classes"
+        ]
+    if -1 in labels:
+        return ["has no view of the true class for images without a label, or with several"]
+    return []
 
 
 def merge(parts: Sequence[Sequence[Explained]]) -> list[Explained]:

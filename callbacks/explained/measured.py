@@ -13,6 +13,7 @@ from torch import Tensor
 from litcam.callbacks.explained.alarm import Measured, RightAnswers
 from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.validation.beside import untouched
+from litcam.callbacks.validation.device import bring
 from litcam.explain import CAM, ROAD
 from litcam.explain.metrics.drift import MapMemory
 from litcam.explain.metrics.image_mean import ImageMean
@@ -186,7 +187,7 @@ def _find_inputs(
     if labels is not None:
         known = (labels >= 0) & (labels < logits.shape[1])
         classes = labels.to(classes).where(known.to(classes.device), classes)
-    maps = Maps(cam(classes))
+    maps = Maps(cam.maps(classes[:, None])[:, 0])
     given: dict[str, tuple[Any, ...]] = {"": (maps,), "answers": (logits, labels)}
     lacking: dict[str, str] = {}
     if logits.shape[1] < 2 and answer.activation == "identity":
@@ -241,8 +242,8 @@ def _compute(metric: ImageMean, device: torch.device) -> dict[str, Tensor]:
 
 def _bring(found: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
     """The same off the device, in one copy."""
-    numbers = iter(torch.stack([v.float() for facts in found for v in facts.values()]).tolist())
-    return [{name: next(numbers) for name in facts} for facts in found]
+    numbers = iter(bring([value for facts in found for value in facts.values()]))
+    return [{name: float(next(numbers)) for name in facts} for facts in found]
 
 
 def _for_the_alarm(

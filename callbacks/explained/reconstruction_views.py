@@ -12,7 +12,8 @@ from torch import Tensor
 
 from litcam.callbacks.explained.maps import Names
 from litcam.callbacks.places.pictures import LoggedImage
-from litcam.callbacks.validation.pixels import Pixels
+from litcam.callbacks.validation.device import bring
+from litcam.callbacks.validation.pixels import Pixels, find_span
 from litcam.explain.figures import Picture, enlarge
 
 GREY = 128
@@ -61,10 +62,36 @@ def fixed_noise(indices: Sequence[int], num_cells: int) -> Tensor:
     return torch.stack(rows)
 
 
+@dataclass
+class KeptReconstructions:
+    """What was made of some images of a batch, still on the device.
+
+    Attributes:
+        indices: the images' places in the dataset.
+        tensors: the images as the network got them, their prediction, the hidden pixels, the PSNR
+            `(rows,)`, and the span of the batch.
+        borrowed: whether each predicted cell got the image's own mean and contrast.
+        pixels: how the network's input becomes pixels.
+        index_known: whether `indices` tell the images, or only how many came before.
+    """
+
+    indices: list[int]
+    tensors: list[Tensor]
+    borrowed: bool
+    pixels: Pixels
+    index_known: bool
+
+
 def reconstruct_images(
-    module: Any, images: Tensor, rows: Sequence[int], indices: Sequence[int], pixels: Pixels
-) -> list[Reconstructed]:
-    """Hides cells of some images of a batch and takes what is predicted off the device.
+    module: Any,
+    images: Tensor,
+    rows: Sequence[int],
+    indices: Sequence[int],
+    pixels: Pixels,
+    *,
+    index_known: bool = True,
+) -> KeptReconstructions:
+    """Hides cells of some images of a batch and keeps what is predicted.
 
     Args:
         module: has `reconstruct(images, noise)` and `num_cells`.
@@ -72,22 +99,37 @@ def reconstruct_images(
         rows: places in the batch.
         indices: dataset index of each.
         pixels: how the network's input becomes pixels.
+        index_known: as for `KeptReconstructions`.
     """
     noise = fixed_noise(indices, module.num_cells).to(images.device)
-    made = module.reconstruct(images[list(rows)], noise)
-    originals = pixels.to_pixels(images, rows)
-    hidden, psnr = made.hidden.cpu().numpy(), made.psnr.float().tolist()
-    return [
-        Reconstructed(
-            index=indices[place],
-            original=originals[place],
-            predicted=_fix(pixels, images, row).to_pixels(made.predicted, [place])[0],
-            hidden=hidden[place],
-            psnr=psnr[place],
-            borrowed=bool(made.borrowed),
-        )
-        for place, row in enumerate(rows)
-    ]
+    chosen = images.index_select(0, torch.tensor(rows, device=images.device))
+    made = module.reconstruct(chosen, noise)
+    tensors = [chosen, made.predicted, made.hidden, made.psnr.float(), find_span(images)]
+    return KeptReconstructions(list(indices), tensors, bool(made.borrowed), pixels, index_known)
+
+
+def bring_reconstructions(kept: Sequence[KeptReconstructions]) -> list[Reconstructed]:
+    """Takes them off the device, in one copy."""
+    tensors = iter(bring([tensor for part in kept for tensor in part.tensors]) if kept else [])
+    brought: list[Reconstructed] = []
+    for part in kept:
+        images, predicted, hidden, psnr, span = (next(tensors) for _ in part.tensors)
+        originals = part.pixels.to_pixels(images, span)
+        for place, index in enumerate(part.indices):
+            way = _fix(part.pixels, images[place], span)
+            brought.append(
+                Reconstructed(
+                    index=index,
+                    original=originals[place],
+                    predicted=way.to_pixels(predicted[place : place + 1])[0],
+                    hidden=hidden[place].numpy(),
+                    psnr=float(psnr[place]),
+                    borrowed=part.borrowed,
+                    kept=images[place],
+                    index_known=part.index_known,
+                )
+            )
+    return brought
 
 
 def draw_reconstructions(
@@ -140,15 +182,15 @@ def _cut_out(photo: Picture, shown: npt.NDArray[np.bool_]) -> Picture:
     return np.where(np.asarray(mask)[..., None], large, np.uint8(GREY))
 
 
-def _fix(pixels: Pixels, images: Tensor, row: int) -> Pixels:
-    """How row `row` of `images` became pixels, for a prediction of it: not by its own values."""
+def _fix(pixels: Pixels, image: Tensor, span: Tensor) -> Pixels:
+    """How an image of a batch became pixels, for a prediction of it: not by its own values."""
     low, scale = 0.0, 1.0
     if pixels.source == "none needed":
-        scale = 255.0 if images.amax().item() > 1 else 1.0
+        scale = 255.0 if span[1] > 1 else 1.0
     elif pixels.source == "min-max":
-        low = images[row].amin().item()
-        scale = max(images[row].amax().item() - low, 1e-8)
+        low = float(image.amin())
+        scale = max(float(image.amax()) - low, 1e-8)
     else:
         return Pixels(pixels.mean, pixels.std, pixels.source, given=True)
-    channels = images.shape[1]
+    channels = len(image)
     return Pixels((-low / scale,) * channels, (1 / scale,) * channels, pixels.source, given=True)

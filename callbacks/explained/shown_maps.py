@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from litcam.callbacks.explained.answer import Answer
-from litcam.callbacks.explained.maps import Explained, Names, explain_images, find_views
+from litcam.callbacks.explained.maps import Explained, KeptMaps, Names, bring_maps, find_views
 from litcam.callbacks.explained.recorder import Recorder
 from litcam.callbacks.explained.surest import Surest
 from litcam.callbacks.explained.views import draw_views
@@ -36,8 +36,7 @@ class ShownMaps:
         show: `"fixed"`, `"wrong"` or `"changed"`, as for `GradCAM`.
 
     Attributes:
-        explained: the images of this validation on this process.
-        choice: what is explained and where, for the log; empty before the first image.
+        explained: the images of this validation on this process, as far as `bring` took them.
     """
 
     def __init__(
@@ -57,11 +56,12 @@ class ShownMaps:
         self._surest = None if show == "fixed" else Surest(show, num_images)
         self._show = show
         self.explained: list[Explained] = []
-        self.choice = ""
+        self._kept: list[KeptMaps] = []
+        self._choice: tuple[str, Pixels] | None = None
 
     def begin(self) -> None:
         """Forgets the last epoch's images."""
-        self.explained, self._seen = [], {}
+        self.explained, self._kept, self._seen = [], [], {}
         if self._surest is not None:
             self._surest.begin()
 
@@ -96,7 +96,7 @@ class ShownMaps:
         positions: dict[int, int],
         dataloader_idx: int,
     ) -> list[str]:
-        """Makes the maps of the images of one recorded batch and takes them off the device.
+        """Makes the maps of the images of one recorded batch.
 
         Args:
             trainer: is in validation or test.
@@ -124,31 +124,51 @@ class ShownMaps:
         views, problems = find_views(self._classes, names, cam.logits, labels)
         if not views:
             return problems
-        pixels = Pixels.find(trainer, cam.network, loader, self._normalisation)
-        photos = pixels.to_pixels(cam.images, list(positions))
         layer = f"{recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
         grid = cam.target_layer.grid
         made_by: dict[str, Any] = {"layer": layer, "grid": list(grid), "method": recorder.method}
         made_by["index_known"] = shown.by_index and self._surest is None
-        self.explained += explain_images(
+        pixels = Pixels.find(trainer, cam.network, loader, self._normalisation)
+        kept = KeptMaps.make(
             cam,
             positions,
             views,
             labels,
-            photos,
             probabilities,
-            dataloader_idx,
-            made_by,
+            dataloader_idx=dataloader_idx,
+            pixels=pixels,
+            made_by=made_by,
+        )
+        self._kept.append(kept)
+        self._choice = (
+            f"explains {type(cam.network).__name__} at {layer} ({grid[0]}x{grid[1]}): "
+            f"{cam.target_layer.reason}; shows {self._describe(shown)}",
+            pixels,
         )
         if self._surest is None:
             self._seen[dataloader_idx] |= set(positions.values())
         else:
+            problems += self.bring()
             self.explained = self._surest.keep(self.explained)
-        self.choice = (
-            f"explains {type(cam.network).__name__} at {layer} ({grid[0]}x{grid[1]}): "
-            f"{cam.target_layer.reason}; shows {self._describe(shown)}; pixels by {pixels.source}"
-        )
         return problems
+
+    def bring(self) -> list[str]:
+        """Takes what was made off the device: at the end, that nothing waits for it before.
+
+        Returns:
+            What is wrong with some of it.
+        """
+        explained, problems = bring_maps(self._kept)
+        self.explained, self._kept = [*self.explained, *explained], []
+        return problems
+
+    @property
+    def choice(self) -> str:
+        """What is explained and where, for the log; empty before the first image."""
+        if self._choice is None:
+            return ""
+        text, pixels = self._choice
+        return f"{text}; pixels by {pixels.source}"
 
     def _describe(self, shown: ShownImages) -> str:
         if self._surest is None:

@@ -65,6 +65,8 @@ class ShownImages:
 
     def find(self, batch: Any, batch_idx: int, loader: Any, seen: set[int]) -> dict[int, int]:
         """Positions in the batch of images to show, with their dataset indices."""
+        if self.by_index and self.indices and seen.issuperset(self.indices):
+            return {}  # without waiting for the device to tell what this batch holds
         indices = _indices_of(batch, batch_idx, loader) if self.by_index else None
         if indices is None:
             self.by_index = False

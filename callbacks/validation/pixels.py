@@ -47,13 +47,16 @@ class Pixels:
                 return cls(mean, std, source)
         return cls((), (), "min-max")
 
-    def to_pixels(self, images: Tensor, rows: Sequence[int]) -> np.ndarray:
-        """Rows of `(batch, channels, height, width)` as uint8 `(rows, height, width, 3)`.
+    def to_pixels(self, images: Tensor, span: Tensor | None = None) -> np.ndarray:
+        """Images `(batch, channels, height, width)` as uint8 `(batch, height, width, 3)`.
 
-        The whole batch tells whether it is normalised: one bright photo may lack dark pixels.
+        Args:
+            images: on the CPU.
+            span: of the batch that they are a part of, by `find_span`. It tells whether they are
+                normalised: one bright photo may lack dark pixels.
         """
-        low, high = images.amin().item(), images.amax().item()
-        images = images[list(rows)].detach().float().cpu()
+        low, high = (find_span(images) if span is None else span).tolist()
+        images = images.detach().float()
         known = len(self.mean) == len(self.std) == images.shape[1]
         if low >= 0 and not (known and self.given):
             # Normalised photos have values below zero: these are still pixels.
@@ -68,6 +71,11 @@ class Pixels:
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
         images = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
         return rearrange(images, "b c h w -> b h w c").numpy()
+
+
+def find_span(images: Tensor) -> Tensor:
+    """The lowest and the highest value of a batch, `(2,)`, on its device."""
+    return torch.stack([images.amin(), images.amax()])
 
 
 def _mean_and_std(owner: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

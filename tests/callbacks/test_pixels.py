@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
-from litcam.callbacks.validation.pixels import Pixels
+from litcam.callbacks.validation.pixels import Pixels, find_span
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 SOME = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def normalised(images=SOME, mean=MEAN, std=STD):
 
 
 def check(pixels, images=None, expected=SOME):
-    shown = pixels.to_pixels(normalised() if images is None else images, [0, 1])
+    shown = pixels.to_pixels(normalised() if images is None else images)
     wanted = (expected * 255).permute(0, 2, 3, 1).numpy()
     assert shown.dtype == np.uint8 and np.abs(shown - wanted).max() <= 0.51
 
@@ -86,7 +86,7 @@ def test_images_that_were_never_normalised():
 
 def test_min_max_where_nothing_is_known():
     pixels = find()
-    shown = pixels.to_pixels(normalised(), [1])
+    shown = pixels.to_pixels(normalised()[1:], find_span(normalised()))
     assert pixels.source == "min-max" and (shown.min(), shown.max()) == (0, 255)
 
 
@@ -108,6 +108,6 @@ def test_photo_is_close_to_its_file(photos):
     steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     data = ImageFolder(photos / "val", v2.Compose(steps))
     for place in (0, len(data) - 1):
-        shown = find(data).to_pixels(data[place][0][None], [0])[0]
+        shown = find(data).to_pixels(data[place][0][None])[0]
         file = np.asarray(Image.open(data.samples[place][0]).convert("RGB"))
         assert np.abs(shown.astype(int) - file.astype(int)).max() <= 1

@@ -21,7 +21,10 @@ from strangers import Stranger, make_trainer, read_lines
 from torch.utils.data import DataLoader, TensorDataset
 
 from litcam.callbacks import Neighbours, Reconstructions, reconstructions
-from litcam.callbacks.explained.reconstruction_views import reconstruct_images
+from litcam.callbacks.explained.reconstruction_views import (
+    bring_reconstructions,
+    reconstruct_images,
+)
 from litcam.callbacks.validation.pixels import Pixels
 
 KEY, FOLDER, GAP, SIDE = "val/reconstructions", "reconstructions", 4, 224
@@ -332,7 +335,8 @@ def test_a_prediction_is_drawn_on_its_original_s_scale(images, stats, value, exp
     images = images.view(1, 1, 1, 2).expand(1, 3, 32, 2).repeat(1, 1, 1, 16)
     pixels = Pixels(*stats, "known" if stats[0] else "min-max")
     with torch.no_grad():
-        made = reconstruct_images(Guesser(value, images).eval(), images, [0], [5], pixels)[0]
+        kept = reconstruct_images(Guesser(value, images).eval(), images, [0], [5], pixels)
+    (made,) = bring_reconstructions([kept])
     assert set(np.unique(made.original)) == {0, 255}
     assert (made.predicted[:16] == expected).all()
     np.testing.assert_array_equal(made.predicted[16:], made.original[16:])
