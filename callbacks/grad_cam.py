@@ -1,7 +1,6 @@
 """Heatmaps of where the network looks, out of the validation forward itself, at every epoch."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +19,7 @@ from litcam.callbacks.explained.surest import SHOW
 from litcam.callbacks.notes import RETRY, describe_failure, never_kills
 from litcam.callbacks.places.pictures import gather, picture_folder
 from litcam.callbacks.validation.batch import Reading
+from litcam.callbacks.validation.beside import takes_iterator
 from litcam.explain.methods.formulas import find_method
 from litcam.explain.networks import is_compiled
 from litcam.explain.scores import Target, check_activation
@@ -30,8 +30,7 @@ class GradCAM(EachValidation):
 
     Works with no argument on any LightningModule that classifies images: it finds the network and
     its target layer and says which. No forward is run twice, and training stays bitwise the same.
-    Pictures go to Weights & Biases and TensorBoard where such a logger is used, as
-    `val/gradcam/<view>`, and into the folder `gradcam` of the run.
+    Pictures go to the run's loggers, as `val/gradcam/<view>`, and into its folder `gradcam`.
 
     Args:
         num_images: how many images are shown, spread evenly over the validation set.
@@ -58,9 +57,10 @@ class GradCAM(EachValidation):
             labels.
         images: from a batch to its images `(batch, channels, height, width)`, where they are not
             found.
-        labels: from a batch to its labels, `(batch,)` or `(batch, num_classes)`, the same.
+        labels: from a batch to its labels, `(batch,)` or `(batch, num_classes)`, or to None.
         mean: normalisation of the images, where it cannot be found.
         std: the same.
+        pixels: from what the network gets to `(batch, 3, height, width)` in [0, 1], instead.
         name: in log keys and of the folder; two such callbacks need two names.
 
     Raises:
@@ -86,9 +86,10 @@ class GradCAM(EachValidation):
         target: Target | None = None,
         activation: str = "",
         images: Callable[[Any], Tensor] | None = None,
-        labels: Callable[[Any], Tensor] | None = None,
+        labels: Callable[[Any], Tensor | None] | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        pixels: Callable[[Tensor], Tensor] | None = None,
         name: str = "gradcam",
     ) -> None:
         if num_images < 1:
@@ -103,15 +104,14 @@ class GradCAM(EachValidation):
             raise ValueError(f"indices names the images, and so does show={show!r}: pass one")
         find_method(method)
         MapMetrics(metrics)
-        if activation:
-            check_activation(activation)
+        check_activation(activation)
         self.show, self.target, self.activation = show, target, activation
         self._reading = Reading(images, labels)
         self.metrics = None if metrics is None else tuple(metrics)
-        self.num_images, self.method = num_images, method
+        self.num_images, self.indices, self.method = num_images, tuple(indices), method
         self.classes = (classes,) if isinstance(classes, str) else tuple(classes)
         self.network, self.target_layer, self.name = network, target_layer, name
-        self.indices, self.mean, self.std = tuple(indices), tuple(mean), tuple(std)
+        self.mean, self.std, self.pixels = tuple(mean), tuple(std), pixels
         super().__init__(every_n_epochs)
 
     def _forget(self) -> None:
@@ -119,16 +119,10 @@ class GradCAM(EachValidation):
         self._recorder: Recorder | None = None
         self._answer = Answer(self.target, self.activation)
         self._measured, self._alarms = MapMetrics(self.metrics), Alarms()
-        self._shown = ShownMaps(
-            self.classes,
-            self.num_images,
-            indices=self.indices,
-            mean=self.mean,
-            std=self.std,
-            show=self.show,
-        )
+        pixels = self.mean, self.std, self.pixels
+        chosen = self.num_images, self.indices, self.show
+        self._shown = ShownMaps(self.classes, *chosen, pixels=pixels)
         self._positions: dict[int, int] = {}
-        self._recording = False
 
     # The run
 
@@ -147,8 +141,7 @@ class GradCAM(EachValidation):
         if self._recorder is not None:
             return
         names = self.method, self.network, self.target_layer
-        reading, answer = self._reading, self._answer
-        self._recorder = Recorder(pl_module, *names, reading=reading, answer=answer)
+        self._recorder = Recorder(pl_module, *names, answer=self._answer)
         if self.metrics is None and is_compiled(pl_module):
             self._measured = MapMetrics(())
             rank_zero_info(
@@ -179,6 +172,10 @@ class GradCAM(EachValidation):
         """Forgets the last epoch's images."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._shown.begin()
+        if self._recorder is not None:
+            self._recorder.begin()
+        if self._active and takes_iterator(trainer, pl_module):
+            self._refuse("shows nothing: the step takes its batches itself, by `dataloader_iter`")
 
     @never_kills
     def on_validation_batch_start(
@@ -190,15 +187,15 @@ class GradCAM(EachValidation):
         dataloader_idx: int = 0,
     ) -> None:
         """Puts the hooks on where the batch holds images to show."""
-        if self._failed or not self._active:
+        if self._failed or not self._active or self._recorder is None:
             return
-        self._positions = self._shown.find(trainer, batch, batch_idx, dataloader_idx)
+        # Before the step, which may take things out.
+        read = self._reading.read(batch)
+        self._positions = self._shown.find(trainer, read, batch_idx, dataloader_idx)
         # Of several loaders the first is measured.
-        if not self._positions and (dataloader_idx or not self._measured):
-            return
-        assert self._recorder is not None
-        self._recorder.start(batch)
-        self._recording = True
+        if self._positions or (self._measured and not dataloader_idx):
+            num_classes = self._shown.count_classes(trainer, dataloader_idx)
+            self._recorder.start(batch, read, dataloader_idx, num_classes)
 
     @never_kills
     def on_validation_batch_end(
@@ -212,25 +209,20 @@ class GradCAM(EachValidation):
     ) -> None:
         """Takes the hooks off and makes the maps."""
         positions, self._positions = self._positions, {}
-        recording, self._recording = self._recording, False
-        if not recording or self._recorder is None:
+        if self._recorder is None:
             return
-        count_classes = partial(self._shown.count_classes, trainer, dataloader_idx)
-        cam, problem = self._recorder.stop(batch, count_classes)
-        if cam is None:
+        recorded, problem = self._recorder.stop(learn=bool(positions))
+        if self._recorder.refusal:
+            self._refuse(self._recorder.refusal)
+        elif problem:
             self._problems.append(problem)
+        if recorded is None:
             return
-        assert cam.logits is not None
-        labels, answer = self._reading.labels(batch), self._answer
-        if positions or not answer.activation:
-            answer.learn(cam.logits, several=self._reading.have_several(batch))
         if positions:
-            self._problems += self._shown.add(
-                trainer, self._recorder, cam, labels, answer, positions, dataloader_idx
-            )
+            self._problems += self._shown.add(trainer, recorded, positions)
         if self._measured and not dataloader_idx:
-            self._problems += self._measured.update(trainer, pl_module, cam, batch, labels, answer)
-        cam.release()
+            self._problems += self._measured.update(trainer, pl_module, recorded, batch)
+        recorded.cam.release()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws and logs what was explained, on rank zero."""
@@ -238,7 +230,8 @@ class GradCAM(EachValidation):
             return
         # Every process comes here, whatever failed before: these are the collectives.
         stage = "test" if trainer.testing else "val"
-        values, left_out = self._measured.compute(trainer, pl_module.device, whole=not self._failed)
+        whole = not (self._failed or self._recorder is None or self._recorder.missed)
+        values, left_out = self._measured.compute(trainer, pl_module.device, whole=whole)
         for metric, value in values.items():
             # The same on every process already; Lightning warns unless it may compare them.
             key = f"{stage}/{self.name}/{metric}"
@@ -253,7 +246,7 @@ class GradCAM(EachValidation):
         explained = self._shown.keep(merge([part[0] for part in parts]))
         problems = [problem for part in parts for problem in part[1]]
         if not explained and not problems and self.show == "fixed":
-            problems.append("has nothing to show: no batch held tensors (batch, channels, h, w)")
+            problems.append(self._shown.explain_nothing())
         self._notes.tell(next((part[2] for part in parts if part[2]), ""))
         self._notes.warn([*left_out, *problems, *describe_problems(explained)])
         if self._failed:
@@ -270,8 +263,6 @@ class GradCAM(EachValidation):
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-    # What a checkpoint keeps
 
     @property
     def state_key(self) -> str:
@@ -293,8 +284,14 @@ class GradCAM(EachValidation):
     def _bring(self) -> None:
         self._problems += self._shown.bring()
 
+    def _refuse(self, problem: str) -> None:
+        """Shows nothing of this validation: what one loader tells holds for what others showed."""
+        self._problems.append(problem)
+        self._failed = True
+        self._shown.begin()
+
     def _close(self) -> None:
-        self._positions, self._recording = {}, False
+        self._positions = {}
         if self._recorder is not None:
             self._recorder.close()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from litcam.callbacks.each_validation import EachValidation
 from litcam.callbacks.notes import describe_failure, never_kills
-from litcam.callbacks.validation.batch import find_images, find_labels
+from litcam.callbacks.validation.batch import Batch, Reading, find_labels
 from litcam.callbacks.validation.beside import untouched
 from litcam.callbacks.validation.chosen import ShownImages, find_loaders
 
@@ -62,7 +62,7 @@ class Neighbours(EachValidation):
 
     def _forget(self) -> None:
         super()._forget()
-        self._shown: tuple[Any, ShownImages] | None = None
+        self._shown: ShownImages | None = None
         self._problem = ""
         self._forget_images()
 
@@ -108,9 +108,11 @@ class Neighbours(EachValidation):
         """Keeps features and labels of the chosen images of a batch."""
         if self._problem or not self._active or dataloader_idx:
             return
-        positions = self._choose(trainer, batch, batch_idx)
-        images, labels = find_images(batch), find_labels(batch)
-        if not positions or images is None:
+        read = Reading().read(batch)
+        if (images := read.images) is None:
+            return
+        positions, labels = self._choose(trainer, read, batch_idx), find_labels(batch)
+        if not positions:
             return
         if labels is None:
             self._problem = "stops: the batch has no labels, which the neighbours are judged by"
@@ -158,14 +160,13 @@ class Neighbours(EachValidation):
     def _give_up(self, error: Exception) -> None:
         self._problem = describe_failure(error)
 
-    def _choose(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> dict[int, int]:
+    def _choose(self, trainer: pl.Trainer, batch: Batch, batch_idx: int) -> dict[int, int]:
         if self._shown is None:
             loaders, batches = find_loaders(trainer)
-            chosen = ShownImages.choose(trainer, loaders[0], batches[0], (), self.num_images)
-            self._shown = loaders[0], chosen
-        loader, shown = self._shown
-        positions = shown.find(batch, batch_idx, loader, self._seen)
-        if shown.by_index:
+            wanted = (), self.num_images
+            self._shown = ShownImages.choose(trainer, loaders[0], batches[0], *wanted)
+        positions = self._shown.find(batch, batch_idx, self._seen)
+        if self._shown.by_index:
             return positions
         # Every process counts from zero: each takes its share of the first that pass.
         share = max(self.num_images // trainer.world_size, 1)
@@ -178,7 +179,7 @@ class Neighbours(EachValidation):
         """
         count = len(self._indices)
         dim = self._features[0].shape[1] if count else 0
-        by_index = self._shown is not None and self._shown[1].by_index
+        by_index = self._shown is not None and self._shown.by_index
         told = torch.tensor([count, dim, bool(self._problem)], device=device)
         counts, dims, troubles = trainer.strategy.all_gather(told).reshape(-1, 3).T.tolist()
         if any(troubles) or sum(counts) < 2:

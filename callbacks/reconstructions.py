@@ -20,7 +20,7 @@ from litcam.callbacks.explained.reconstruction_views import (
 from litcam.callbacks.notes import never_kills
 from litcam.callbacks.places.pictures import current_step, gather, picture_folder
 from litcam.callbacks.places.sending import log_images
-from litcam.callbacks.validation.batch import find_images
+from litcam.callbacks.validation.batch import Reading
 from litcam.callbacks.validation.beside import fetch_images, untouched
 from litcam.callbacks.validation.chosen import (
     ShownImages,
@@ -80,7 +80,7 @@ class Reconstructions(EachValidation):
 
     def _forget(self) -> None:
         super()._forget()
-        self._shown: tuple[Any, ShownImages] | None = None
+        self._shown: ShownImages | None = None
         self._seen: set[int] = set()
         self._made: list[Reconstructed] = []
         self._waiting: list[KeptReconstructions] = []
@@ -128,10 +128,9 @@ class Reconstructions(EachValidation):
         """Reconstructs the shown images of a batch."""
         if self._failed or not self._active or dataloader_idx:
             return
-        loader, shown = self._choose_images(trainer)
-        positions = shown.find(batch, batch_idx, loader, self._seen)
-        images = find_images(batch)
-        if not positions or images is None:
+        read = Reading().read(batch)
+        positions = self._choose_images(trainer).find(read, batch_idx, self._seen)
+        if not positions or (images := read.images) is None:
             return
         self._seen |= set(positions.values())
         self._waiting.append(self._reconstruct(trainer, pl_module, images, positions))
@@ -183,12 +182,12 @@ class Reconstructions(EachValidation):
 
     # Its parts
 
-    def _choose_images(self, trainer: pl.Trainer) -> tuple[Any, ShownImages]:
+    def _choose_images(self, trainer: pl.Trainer) -> ShownImages:
         if self._shown is None:
             loaders, batches = find_loaders(trainer)
             check_indices(loaders[:1], self.indices)
-            loader, wanted = loaders[0], (self.indices, self.num_images)
-            self._shown = loader, ShownImages.choose(trainer, loader, batches[0], *wanted)
+            wanted = self.indices, self.num_images
+            self._shown = ShownImages.choose(trainer, loaders[0], batches[0], *wanted)
         return self._shown
 
     @never_kills
@@ -206,8 +205,8 @@ class Reconstructions(EachValidation):
 
     def _fetch(self, trainer: pl.Trainer) -> dict[int, Tensor]:
         if trainer.val_dataloaders:
-            loader, shown = self._choose_images(trainer)
-            self._kept = fetch_images(trainer, loader, shown.indices)
+            shown = self._choose_images(trainer)
+            self._kept = fetch_images(trainer, shown.loader, shown.indices)
         return self._kept
 
     def _reconstruct(
@@ -218,8 +217,8 @@ class Reconstructions(EachValidation):
         positions: dict[int, int],
     ) -> KeptReconstructions:
         """Reconstructs rows of a batch, given with their dataset indices."""
-        loader, shown = self._choose_images(trainer)
-        pixels = Pixels.find(trainer, module, loader, (self.mean, self.std))
+        shown = self._choose_images(trainer)
+        pixels = Pixels.find(trainer, module, shown.loader, self.mean, self.std)
         rows, indices = list(positions), list(positions.values())
         with untouched(trainer, module):
             return reconstruct_images(
@@ -242,14 +241,14 @@ class Reconstructions(EachValidation):
         if made and self._shown is not None:
             borrowed = "; it uses each cell's true mean and contrast" if made[0].borrowed else ""
             self._choice = (
-                f"shows {self._shown[1].describe()}, {made[0].share:.0%} of each hidden; "
+                f"shows {self._shown.describe()}, {made[0].share:.0%} of each hidden; "
                 f"pixels by {waiting[0].pixels.source}{borrowed}"
             )
         return made
 
     @never_kills
     def _log(self, trainer: pl.Trainer, made: Sequence[Reconstructed]) -> None:
-        names = Names.find(trainer, find_dataset(self._choose_images(trainer)[0]))
+        names = Names.find(trainer, find_dataset(self._choose_images(trainer).loader))
         when = f"epoch {trainer.current_epoch}, step {current_step(trainer)}"
         views = {f"val/{self.name}": draw_reconstructions(made, names, when)}
         log_images(trainer, views, self._folder)

@@ -170,9 +170,17 @@ class CAM:
         assert recorded.layer is not None
         ones = torch.zeros_like(recorded.logits).scatter_(1, classes[:, None], 1.0)
         # With respect to the layer only: no parameter's .grad is touched.
-        (gradients,) = torch.autograd.grad(
-            recorded.logits, recorded.activations, ones, retain_graph=True, allow_unused=True
-        )
+        try:
+            (gradients,) = torch.autograd.grad(
+                recorded.logits, recorded.activations, ones, retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "the graph of the forward is gone: the step goes backward through the same forward "
+                "(an attack, or an adaptation), and retain_graph=True would keep it"
+            ) from error
         if gradients is None:
             raise RuntimeError(f"layer {recorded.layer.name} does not reach the logits")
         to_maps = recorded.layer.layout.to_maps

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,12 +37,32 @@ def is_compiled(network: nn.Module) -> bool:
     return any(getattr(part, mark, None) for part in network.modules() for mark in marks)
 
 
-def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The first tensor `(batch, channels, height, width)` among a forward's arguments."""
+def find_images(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Tensor | None = None
+) -> Tensor | None:
+    """The images `(batch, channels, height, width)` among a forward's arguments.
+
+    Args:
+        args: of the forward; a tensor may stand in a list or a mapping.
+        kwargs: the same.
+        expected: the batch's images: they are meant where they are given on.
+    """
+    values: list[Any] = []
     for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim == 4:
-            return value
-    return None
+        nested = value.values() if isinstance(value, Mapping) else value
+        values += list(nested) if isinstance(value, Mapping | list | tuple) else [value]
+    if expected is not None and any(value is expected for value in values):
+        return expected
+    return prefer_photos(values)
+
+
+def prefer_photos(values: Iterable[Any]) -> Tensor | None:
+    """The first tensor `(batch, 3, height, width)`, else the first of other channels.
+
+    A mask may stand before its image.
+    """
+    found = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
+    return next((value for value in found if value.shape[1] == 3), found[0] if found else None)
 
 
 def find_logits(output: Any) -> Tensor | None:
@@ -60,6 +80,13 @@ def find_logits(output: Any) -> Tensor | None:
     if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
         return output
     return None
+
+
+def find_answers(output: Any) -> list[Tensor]:
+    """Every tensor `(batch, num_scores)` of a tuple or list that a network returned."""
+    if not isinstance(output, tuple | list):
+        return []
+    return [v for v in output if isinstance(v, Tensor) and v.ndim == 2 and v.is_floating_point()]
 
 
 def detach(output: Any) -> Any:

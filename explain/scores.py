@@ -16,8 +16,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 NO_GRAPH = (
-    "the logits of {} have no graph: its forward runs the layer under no_grad or detaches; freeze "
-    "with requires_grad_(False) instead"
+    "the logits of {} have no graph: its forward detaches, or runs the layer under inference mode; "
+    "freeze with requires_grad_(False) instead, or explain the part before it as network= with the "
+    "rest as target="
+)
+# What hands on what it was given, but for its shape.
+_SHAPES = (
+    "Squeeze",
+    "Unsqueeze",
+    "View",
+    "Reshape",
+    "Clone",
+    "Alias",
+    "Expand",
+    "Select",
+    "ToCopy",
 )
 
 
@@ -73,13 +86,23 @@ def activate(scores: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](scores.detach().float())
 
 
+def ends_in_shares(scores: Tensor) -> bool:
+    """Whether a softmax or sigmoid made them, as their graph tells."""
+    node = scores.grad_fn
+    while node is not None and node.name().startswith(_SHAPES):
+        node = next((before for before, _ in node.next_functions if before is not None), None)
+    return node is not None and node.name() in ("SoftmaxBackward0", "SigmoidBackward0")
+
+
 def guess_activation(scores: Tensor, *, several: bool) -> str:
     """A name in `ACTIVATIONS`: a network may give probabilities already.
 
     Args:
-        scores: `(batch, num_scores)`.
+        scores: `(batch, num_scores)`, in their graph where they have one.
         several: whether an image may have several classes, each with a probability of its own.
     """
+    if ends_in_shares(scores):
+        return "identity"
     values = scores.detach().float()
     are_shares = bool(((values >= 0) & (values <= 1)).all())
     if are_shares and (several or bool(((values.sum(1) - 1).abs() < 1e-2).all())):
@@ -123,10 +146,10 @@ class Scored(nn.Module):
 
 
 def check_activation(name: str) -> None:
-    """Looks it up.
+    """Looks it up, unless it is empty.
 
     Raises:
         ValueError: there is none of this name.
     """
-    if name not in ACTIVATIONS:
+    if name and name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")

@@ -18,23 +18,35 @@ class Finder:
 
     A LightningModule may call itself or a child, and may hold a teacher besides. What is explained
     has to give the final scores: where another module works on with them, there is no single
-    forward.
+    forward, unless the user's target does that work.
 
     Args:
         root: the LightningModule.
         make: a `CAM` of a module; a ValueError says that it cannot be.
         batch: of the step.
         images: of the batch, where they are known.
+        work_on: whether others may work on with what is explained.
+
+    Attributes:
+        found_apart: whether a network and what works on with its output are two.
     """
 
     def __init__(
-        self, root: nn.Module, make: Callable[[nn.Module], CAM], batch: Any, images: Tensor | None
+        self,
+        root: nn.Module,
+        make: Callable[[nn.Module], CAM],
+        batch: Any,
+        images: Tensor | None,
+        *,
+        work_on: bool,
     ) -> None:
-        self._make, self._images = make, images
+        self._root, self._make, self._images, self._work_on = root, make, images, work_on
         self._given = _find_storages(batch)
         self._cams: dict[str, CAM] = {}
-        self._outputs: set[int] = set()
-        self._apart = self._trouble = self._volume = ""
+        self._outputs: dict[int, str] = {}
+        self._apart: list[tuple[str, str]] = []
+        self._trouble = self._volume = ""
+        self.found_apart = False
         self._inside = False
         self._open = ExitStack()
         self._open.enter_context(run_eagerly())
@@ -51,22 +63,29 @@ class Finder:
         """The network that was recorded, or why there is none."""
         if self._trouble:
             return None, f"cannot explain this: {self._trouble}"
+        apart = self._find_apart()
+        if self._volume and (apart or len(self._cams) != 1):
+            return None, self._volume
         if not self._cams:
-            return None, self._volume or (
-                "saw no module of the LightningModule take images (batch, channels, h, w)"
-            )
-        if self._apart:
-            first = next(iter(self._cams))
             return None, (
-                f"found no single forward: `{first}` and `{self._apart}` are called apart; define "
-                "forward(images) in the LightningModule to return logits and call self(images)"
+                "saw no module of the LightningModule take images (batch, channels, h, w): "
+                "GradCAM(network=…) names one"
+            )
+        if apart is not None:
+            self.found_apart = True
+            source, name = apart
+            return None, (
+                f"found no single forward: {self._name(source)} and `{name}` are called apart; "
+                f"GradCAM(target=lambda output: module.{name}(output)), of your LightningModule "
+                "`module`, explains both, or else define forward(images) in it to return logits "
+                "and call self(images)"
             )
         names = list(self._cams)
         if len(names) > 1:
             # Of a teacher and its student the student is trained.
             trained = [name for name in names if _is_trained(self._cams[name].network)]
             if len(trained) != 1:
-                several = " and ".join(f"`{name}`" for name in names)
+                several = " and ".join(map(self._name, names))
                 return None, (
                     f"found several networks: {several} take images, and it is not clear which is "
                     f"meant; pass one of them, as network={names[-1]!r}"
@@ -74,29 +93,53 @@ class Finder:
             names = trained
         return self._cams[names[0]], ""
 
+    def _find_apart(self) -> tuple[str, str] | None:
+        """A network and the module that works on with its output; not a teacher's of a student."""
+        if self._work_on:
+            return None
+        parts = dict(self._root.named_modules())
+        trained = [pair for pair in self._apart if any(_is_trained(parts[n]) for n in pair)]
+        others = any(
+            _is_trained(cam.network)
+            for name, cam in self._cams.items()
+            if name not in {source for source, _ in self._apart}
+        )
+        found = trained if others else self._apart
+        return found[0] if found else None
+
+    def _name(self, name: str) -> str:
+        return f"`{name}`" if name else f"the forward of {type(self._root).__name__}"
+
     def _around(
         self, name: str, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         if self._inside:
             return forward(*args, **kwargs)
-        images = find_images(args, kwargs)
-        if name not in self._cams and self._is_derived(args, kwargs, images):
-            self._apart = self._apart or name
-            return forward(*args, **kwargs)
+        images = find_images(args, kwargs, self._images)
+        source = self._find_source(args, kwargs, images)
+        if source is not None and name not in self._cams:
+            output = self._without_parts(partial(forward, *args, **kwargs))
+            # A loss may have a weight of its own, and gives one number for all images.
+            if not (isinstance(output, Tensor) and output.ndim == 0):
+                self._apart.append((source, name))
+            return output
         if images is None:
             if any(isinstance(v, Tensor) and v.ndim == 5 for v in (*args, *kwargs.values())):
                 self._volume = self._volume or (
-                    f"explains images (batch, channels, h, w), and `{name}` takes volumes or "
-                    "videos with one axis more, of which no picture can be drawn"
+                    f"explains images (batch, channels, h, w), and {self._name(name)} takes "
+                    "volumes or videos with one axis more, of which no picture can be drawn"
                 )
             return forward(*args, **kwargs)
+        output = self._without_parts(partial(self._record, name, module, forward, args, kwargs))
+        self._outputs |= dict.fromkeys(_find_storages(output), name)
+        return output
+
+    def _without_parts(self, call: Callable[[], Any]) -> Any:
         self._inside = True
         try:
-            output = self._record(name, module, forward, args, kwargs)
+            return call()
         finally:
             self._inside = False
-        self._outputs |= _find_storages(output)
-        return output
 
     def _record(
         self, name: str, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
@@ -111,20 +154,20 @@ class Finder:
             self._cams[name] = cam
         return self._cams[name].around(forward, args, kwargs)
 
-    def _is_derived(self, args: Any, kwargs: Any, images: Tensor | None) -> bool:
-        """Whether these are features that a network before made, or something made of them."""
+    def _find_source(self, args: Any, kwargs: Any, images: Tensor | None) -> str | None:
+        """The network before that made these features, or something that these are made of."""
         if not self._outputs:
-            return False
+            return None
         for value in (*args, *kwargs.values()):
             if not isinstance(value, Tensor):
                 continue
             storage = _storage(value)
             if storage in self._outputs:
-                return True
+                return self._outputs[storage]
             made = value.is_floating_point() and value.ndim > 1 and storage not in self._given
             if made and images is None:
-                return True
-        return False
+                return next(reversed(self._outputs.values()))
+        return None
 
 
 def _is_trained(network: nn.Module) -> bool:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from litcam.callbacks.explained.answer import Answer
+from litcam.callbacks.explained.recorder import Recorded
 from litcam.callbacks.validation.device import bring
 from litcam.callbacks.validation.pixels import Pixels, find_span
-from litcam.explain import CAM
 from litcam.explain.figures import Picture
 
 
@@ -48,15 +49,19 @@ class Explained:
         """The class of highest probability."""
         return int(self.probabilities.argmax())
 
-    @property
-    def problem(self) -> str:
-        """Why there is nothing to see, or an empty line."""
+    def find_problem(self, place: int) -> str:
+        """Why there is nothing to see in the map of one view, or an empty line."""
         if not np.isfinite(self.probabilities).all():
             return "logits are not finite"
-        if not np.isfinite(self.maps).all():
+        one = self.maps[place]
+        if not np.isfinite(one).all():
             return "map is not finite"
-        flat = self.maps.max((1, 2)) - self.maps.min((1, 2)) <= 1e-6 * self.maps.max((1, 2))
-        return "map is flat" if flat.any() else ""
+        return "map is flat" if one.max() - one.min() <= 1e-6 * one.max() else ""
+
+    @property
+    def problems(self) -> set[str]:
+        """Those of all its views."""
+        return {self.find_problem(place) for place in range(len(self.views))} - {""}
 
 
 @dataclass
@@ -70,10 +75,10 @@ class Names:
     @classmethod
     def find(cls, trainer: pl.Trainer, dataset: Any) -> "Names":
         """The datamodule's `class_names`, else the dataset's `classes`, else numbers."""
-        classes = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        named = _as_names(getattr(getattr(trainer, "datamodule", None), "class_names", None))
         keys = getattr(dataset, "keys", None)
         return cls(
-            list(classes or getattr(dataset, "classes", None) or []),
+            named or _as_names(getattr(dataset, "classes", None)),
             keys if isinstance(keys, Sequence) else [],
         )
 
@@ -103,6 +108,16 @@ class Names:
         raise ValueError(f"class {wanted!r} does not exist; {hint}")
 
 
+def _as_names(given: Any) -> list[str]:
+    """Names in a list, tuple or array; none in anything else, such as their number."""
+    if given is None or isinstance(given, str) or callable(given):
+        return []
+    try:
+        return [str(name) for name in given]
+    except TypeError:
+        return []
+
+
 def find_views(
     wanted: Sequence[str | int], names: Names, logits: Tensor, labels: Tensor | None
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -120,7 +135,10 @@ def find_views(
             views[view] = logits.detach().nan_to_num().argmax(1)
         elif view == "true":
             if labels is None:
-                problems.append("has no view of the true class: the batch has no labels")
+                problems.append(
+                    "has no view of the true class: the batch has no labels, or none that were "
+                    "found; GradCAM(labels=…) tells where they are"
+                )
             else:
                 views[view] = labels.where((labels >= 0) & (labels < num_classes), -1)
         else:
@@ -141,7 +159,8 @@ class KeptMaps:
         views: what each map is of, in order.
         tensors: the images as the network got them `(rows, channels, height, width)`, their maps
             `(rows, views, h, w)`, the maps' classes `(rows, views)`, -1 for none, the labels and
-            probabilities `(rows,)` and `(rows, num_classes)`, and the batch's span `(2,)`.
+            scores `(rows,)` and `(rows, num_classes)`, and the batch's span `(2,)`.
+        answer: what makes probabilities of scores: known for sure when all batches were seen.
         dataloader_idx: which of several validation loaders they came from.
         pixels: how the network's input becomes pixels.
         made_by: layer, grid and method, for the record.
@@ -150,6 +169,7 @@ class KeptMaps:
     indices: list[int]
     views: list[str]
     tensors: list[Tensor]
+    answer: Answer
     dataloader_idx: int
     pixels: Pixels
     made_by: dict[str, Any]
@@ -157,31 +177,32 @@ class KeptMaps:
     @classmethod
     def make(
         cls,
-        cam: CAM,
+        recorded: Recorded,
         rows: Mapping[int, int],
         views: Mapping[str, Tensor],
-        labels: Tensor | None,
-        probabilities: Tensor,
-        **about: Any,
+        pixels: Pixels,
+        made_by: dict[str, Any],
     ) -> "KeptMaps":
         """Makes the maps of some images of a recorded batch.
 
         Args:
-            cam: has recorded the batch's forward.
+            recorded: the batch's forward.
             rows: places in the batch, with their dataset indices.
             views: one class an image `(batch,)` for every view, -1 where it has none.
-            labels: true classes `(batch,)`, -1 where there is none, or None.
-            probabilities: of the batch, `(batch, num_classes)`.
-            about: the other attributes.
+            pixels: how the network's input becomes pixels.
+            made_by: layer, grid and method, for the record.
         """
-        assert cam.images is not None
-        device = cam.images.device
-        chosen = torch.tensor(list(rows), device=device)
+        images, labels = recorded.cam.images, recorded.labels
+        assert images is not None
+        device = images.device
         table = torch.stack([classes.to(device) for classes in views.values()], 1)
         labels = torch.full_like(table[:, 0], -1) if labels is None else labels.to(device)
-        kept = [cam.images, cam.maps(table.clamp(min=0)), table, labels, probabilities]
-        tensors = [*(tensor.index_select(0, chosen) for tensor in kept), find_span(cam.images)]
-        return cls(list(rows.values()), list(views), tensors, **about)
+        maps = recorded.cam.maps(table.clamp(min=0))
+        chosen = torch.tensor(list(rows), device=device)
+        kept = [images, maps, table, labels, recorded.logits]
+        tensors = [*(tensor.index_select(0, chosen) for tensor in kept), find_span(images)]
+        about = recorded.answer, recorded.loader, pixels, made_by
+        return cls(list(rows.values()), list(views), tensors, *about)
 
 
 def bring_maps(kept: Sequence[KeptMaps]) -> tuple[list[Explained], list[str]]:
@@ -190,7 +211,8 @@ def bring_maps(kept: Sequence[KeptMaps]) -> tuple[list[Explained], list[str]]:
     explained: list[Explained] = []
     problems: list[str] = []
     for part in kept:
-        images, maps, table, labels, probabilities, span = (next(tensors) for _ in part.tensors)
+        images, maps, table, labels, scores, span = (next(tensors) for _ in part.tensors)
+        probabilities = part.answer.probabilities(scores)
         photos, classes = part.pixels.to_pixels(images, span), table.tolist()
         problems += _find_wrong_labels(part.views, labels.tolist(), probabilities.shape[1])
         for place, index in enumerate(part.indices):
@@ -242,10 +264,11 @@ def merge(parts: Sequence[Sequence[Explained]]) -> list[Explained]:
 
 def describe_problems(explained: Sequence[Explained]) -> list[str]:
     """A line for every kind of image with nothing to see."""
-    kinds = dict.fromkeys(image.problem for image in explained if image.problem)
-    return [
-        f"has images whose {kind}: "
-        f"{sorted(image.index for image in explained if image.problem == kind)} "
-        f"of {len(explained)}"
-        for kind in kinds
-    ]
+    lines = []
+    for kind in dict.fromkeys(kind for image in explained for kind in sorted(image.problems)):
+        found = [image.index for image in explained if kind in image.problems]
+        lines.append(
+            f"has images whose {kind}: {len(found)} of the {len(explained)} that are shown, "
+            f"by index {', '.join(map(str, sorted(found)[:8]))}"
+        )
+    return lines

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from litcam.callbacks.explained.alarm import Measured, RightAnswers
-from litcam.callbacks.explained.answer import Answer
+from litcam.callbacks.explained.recorder import Recorded
 from litcam.callbacks.validation.beside import untouched
 from litcam.callbacks.validation.device import bring
-from litcam.explain import CAM, ROAD
+from litcam.explain import ROAD
 from litcam.explain.metrics.drift import MapMemory
 from litcam.explain.metrics.image_mean import ImageMean
 from litcam.explain.metrics.maps import BLANK, BlankMaps, PointingGame
@@ -75,32 +75,28 @@ class MapMetrics:
         self,
         trainer: pl.Trainer,
         module: pl.LightningModule,
-        cam: CAM,
+        recorded: Recorded,
         batch: Any,
-        labels: Tensor | None,
-        answer: Answer,
     ) -> list[str]:
         """Adds a batch that was recorded, and lets its graph go.
 
         Args:
             trainer: its precision is that of further forwards.
             module: stays as it is.
-            cam: has recorded the batch's forward.
+            recorded: the batch's forward.
             batch: holds the regions and indices, where there are any.
-            labels: class numbers `(batch,)`, or None.
-            answer: what of the network's output is explained.
 
         Returns:
             What could not be measured, one line a metric. A metric that fails raises nothing: the
             pictures go on, and so do the other processes, which will meet this one in `compute`.
         """
-        maps, given, lacking = _find_inputs(cam, batch, labels, answer)
+        maps, given, lacking = _find_inputs(recorded, batch)
         device = maps.device
         _add(self._right, device, *given["answers"])
         if BlankMaps not in self._metrics:
             _add(self._blank, device, maps)
         # The rest needs no gradient, and shall not come on top of the graph's memory.
-        cam.release()
+        recorded.cam.release()
         problems = []
         for make, metric in self._metrics.items():
             needs = self._entries[self._names(make)[0]].needs
@@ -177,13 +173,12 @@ class MapMetrics:
 
 
 def _find_inputs(
-    cam: CAM, batch: Any, labels: Tensor | None, answer: Answer
+    recorded: Recorded, batch: Any
 ) -> tuple[Maps, dict[str, tuple[Any, ...]], dict[str, str]]:
     """The maps; what `update` takes, by what its metric needs; and why there is none of it."""
-    assert cam.logits is not None and cam.images is not None
-    images, logits = cam.images, cam.logits.detach()
-    classes = logits.nan_to_num().argmax(1)
-    labels = None if logits.shape[1] < 2 else labels
+    cam, logits, labels, answer = recorded.cam, recorded.logits, recorded.labels, recorded.answer
+    assert cam.images is not None
+    images, classes = cam.images, logits.nan_to_num().argmax(1)
     if labels is not None:
         known = (labels >= 0) & (labels < logits.shape[1])
         classes = labels.to(classes).where(known.to(classes.device), classes)

@@ -1,19 +1,19 @@
 """The maps of the validation images that are shown: chosen, made, drawn and logged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
-from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.explained.maps import Explained, KeptMaps, Names, bring_maps, find_views
-from litcam.callbacks.explained.recorder import Recorder
+from litcam.callbacks.explained.recorder import Recorded
 from litcam.callbacks.explained.surest import Surest
 from litcam.callbacks.explained.views import draw_views
 from litcam.callbacks.places.pictures import current_step
 from litcam.callbacks.places.sending import log_images
+from litcam.callbacks.validation.batch import Batch
 from litcam.callbacks.validation.chosen import (
     ShownImages,
     check_indices,
@@ -21,7 +21,6 @@ from litcam.callbacks.validation.chosen import (
     find_loaders,
 )
 from litcam.callbacks.validation.pixels import Pixels
-from litcam.explain import CAM
 
 
 class ShownMaps:
@@ -31,9 +30,8 @@ class ShownMaps:
         classes: one view each, as for `GradCAM`.
         num_images: how many images of each loader are shown.
         indices: dataset indices of the images to show, instead of `num_images`.
-        mean: normalisation of the images, empty to find it.
-        std: the same.
         show: `"fixed"`, `"wrong"` or `"changed"`, as for `GradCAM`.
+        pixels: mean and std of the images, empty to find them, and a function instead of them.
 
     Attributes:
         explained: the images of this validation on this process, as far as `bring` took them.
@@ -43,21 +41,21 @@ class ShownMaps:
         self,
         classes: Sequence[str | int],
         num_images: int,
-        *,
         indices: Sequence[int],
-        mean: Sequence[float],
-        std: Sequence[float],
         show: str,
+        *,
+        pixels: tuple[Sequence[float], Sequence[float], Callable[[Tensor], Tensor] | None],
     ) -> None:
         self._classes, self._num_images, self._indices = classes, num_images, indices
-        self._normalisation = tuple(mean), tuple(std)
-        self._chosen: dict[int, tuple[Any, ShownImages]] = {}
+        self._pixels = pixels
+        self._chosen: dict[int, ShownImages] = {}
         self._seen: dict[int, set[int]] = {}
         self._surest = None if show == "fixed" else Surest(show, num_images)
         self._show = show
         self.explained: list[Explained] = []
         self._kept: list[KeptMaps] = []
         self._choice: tuple[str, Pixels] | None = None
+        self._any_images = False
 
     def begin(self) -> None:
         """Forgets the last epoch's images."""
@@ -70,83 +68,79 @@ class ShownMaps:
         return explained if self._surest is None else self._surest.keep(explained)
 
     def find(
-        self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int
+        self, trainer: pl.Trainer, batch: Batch, batch_idx: int, dataloader_idx: int
     ) -> dict[int, int]:
         """Positions in a batch of images to show, as far as known before the forward.
 
         With their dataset indices.
         """
-        loader, shown = self._choose(trainer, dataloader_idx)
+        shown = self._choose(trainer, dataloader_idx)
+        self._any_images |= batch.size > 0
         if self._surest is not None:
-            return shown.find_all(batch, batch_idx, loader)
-        return shown.find(batch, batch_idx, loader, self._seen.setdefault(dataloader_idx, set()))
+            return shown.find_all(batch, batch_idx)
+        return shown.find(batch, batch_idx, self._seen.setdefault(dataloader_idx, set()))
+
+    def explain_nothing(self) -> str:
+        """Why there is nothing to show, where nothing went wrong."""
+        if not self._any_images:
+            return (
+                "has nothing to show: no batch held tensors (batch, channels, h, w); "
+                "GradCAM(images=…) tells where its images are"
+            )
+        return (
+            "has nothing to show: no batch's `index` named one of the images to show (it is to be "
+            "each image's place in the dataset), or every batch was shorter than its loader's"
+        )
 
     def count_classes(self, trainer: pl.Trainer, dataloader_idx: int) -> int:
         """How many classes the data names; 0 if it names none."""
-        loader, _ = self._choose(trainer, dataloader_idx)
+        loader = self._choose(trainer, dataloader_idx).loader
         return len(Names.find(trainer, find_dataset(loader)).classes)
 
-    def add(
-        self,
-        trainer: pl.Trainer,
-        recorder: Recorder,
-        cam: CAM,
-        labels: Tensor | None,
-        answer: Answer,
-        positions: dict[int, int],
-        dataloader_idx: int,
-    ) -> list[str]:
+    def add(self, trainer: pl.Trainer, recorded: Recorded, positions: dict[int, int]) -> list[str]:
         """Makes the maps of the images of one recorded batch.
 
         Args:
             trainer: is in validation or test.
-            recorder: of the network.
-            cam: has recorded the batch's forward.
-            labels: class numbers `(batch,)`, or None.
-            answer: what of the network's output is explained.
+            recorded: the batch's forward.
             positions: places in the batch, with their dataset indices.
-            dataloader_idx: which loader the batch came from.
 
         Returns:
             What could not be shown.
         """
-        assert cam.logits is not None and cam.images is not None and cam.target_layer is not None
-        loader, shown = self._choose(trainer, dataloader_idx)
-        names = Names.find(trainer, find_dataset(loader))
-        labels = None if cam.logits.shape[1] < 2 else labels
-        probabilities = answer.probabilities(cam.logits)
+        cam, answer, index = recorded.cam, recorded.answer, recorded.loader
+        assert cam.target_layer is not None
+        shown = self._choose(trainer, index)
+        names = Names.find(trainer, find_dataset(shown.loader))
+        logits, labels = recorded.logits, recorded.labels
         if self._surest is not None:
             positions, problem = self._surest.choose(
-                positions, probabilities, labels, dataloader_idx, self.explained
+                positions, answer.probabilities(logits), labels, index, self.explained
             )
             if not positions:
                 return [problem] if problem else []
-        views, problems = find_views(self._classes, names, cam.logits, labels)
+        views, problems = find_views(self._classes, names, logits, labels)
         if not views:
             return problems
-        layer = f"{recorder.name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
         grid = cam.target_layer.grid
-        made_by: dict[str, Any] = {"layer": layer, "grid": list(grid), "method": recorder.method}
+        made_by: dict[str, Any] = {
+            "layer": recorded.layer,
+            "grid": list(grid),
+            "method": recorded.method,
+        }
         made_by["index_known"] = shown.by_index and self._surest is None
-        pixels = Pixels.find(trainer, cam.network, loader, self._normalisation)
-        kept = KeptMaps.make(
-            cam,
-            positions,
-            views,
-            labels,
-            probabilities,
-            dataloader_idx=dataloader_idx,
-            pixels=pixels,
-            made_by=made_by,
-        )
-        self._kept.append(kept)
+        pixels = Pixels.find(trainer, cam.network, shown.loader, *self._pixels)
+        self._kept.append(KeptMaps.make(recorded, positions, views, pixels, made_by))
+        what = f", {answer.choice}," if answer.choice else ""
+        if not (names.classes or answer.is_given):
+            what += f" for {logits.shape[1]} classes that the data does not name"
         self._choice = (
-            f"explains {type(cam.network).__name__} at {layer} ({grid[0]}x{grid[1]}): "
-            f"{cam.target_layer.reason}; shows {self._describe(shown)}",
+            f"explains {type(cam.network).__name__}{what} at {recorded.layer} "
+            f"({grid[0]}x{grid[1]}): {cam.target_layer.reason}; shows {self._describe(shown)}",
             pixels,
         )
         if self._surest is None:
-            self._seen[dataloader_idx] |= set(positions.values())
+            self._seen[index] |= set(positions.values())
         else:
             problems += self.bring()
             self.explained = self._surest.keep(self.explained)
@@ -176,14 +170,13 @@ class ShownMaps:
         kind = "mistakes" if self._show == "wrong" else "changed answers"
         return f"the {self._num_images} surest {kind} of each validation"
 
-    def _choose(self, trainer: pl.Trainer, index: int) -> tuple[Any, ShownImages]:
+    def _choose(self, trainer: pl.Trainer, index: int) -> ShownImages:
         if index not in self._chosen:
             loaders, batches = find_loaders(trainer)
             check_indices(loaders, self._indices)
-            shown = ShownImages.choose(
+            self._chosen[index] = ShownImages.choose(
                 trainer, loaders[index], batches[index], self._indices, self._num_images
             )
-            self._chosen[index] = loaders[index], shown
         return self._chosen[index]
 
 

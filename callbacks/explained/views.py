@@ -45,6 +45,7 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
     answer = f"predicted {names.of_class(predicted)} {image.probabilities[predicted]:.2f}"
     parts = [when, names.of_image(image.index), f"true {true}" if true else ""]
     parts += [] if is_one else [answer]
+    problem = image.find_problem(place)
     parts += [verdict, f"map of {names.of_class(number)} {probability:.2f}, max {highest:.2g}"]
     return LoggedImage(
         tiles=[photo, overlay(photo, heat)],
@@ -52,7 +53,7 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
             f"true {true}" if true else names.of_image(image.index),
             f"{names.of_class(number)} {probability:.2f}, max {highest:.2g}",
         ],
-        caption=" | ".join(part for part in [*parts, image.problem] if part),
+        caption=" | ".join(part for part in [*parts, problem] if part),
         name=f"{image.index if image.rank is None else image.rank:06d}",
         facts={
             "index": image.index,
@@ -68,7 +69,7 @@ def _draw(image: Explained, place: int, names: Names, when: str) -> LoggedImage:
             "correct": None if label is None else label == predicted,
             "map": pack_map(raw),
             "map_max": _finite(highest),
-            "problem": image.problem,
+            "problem": problem,
             **image.made_by,
         },
     )

@@ -7,10 +7,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from litcam.explain.networks import prefer_photos
 from litcam.explain.scores import what_is
 
 IMAGES = ("image", "images", "pixel_values", "input", "x")
 LABELS = ("label", "labels", "target", "targets", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was read from a batch, before its step: a step may take things out.
+
+    Attributes:
+        images: `(batch, channels, height, width)`, or None.
+        candidates: what may be labels, in the order of the batch.
+        index: the images' places in the dataset `(batch,)`, where the batch tells.
+        size: how many images there are, 0 if there are none; they may lie deeper.
+    """
+
+    images: Tensor | None
+    candidates: list[Tensor]
+    index: Tensor | None
+    size: int = 0
+
+    def labels(self, num_scores: int) -> Tensor | None:
+        """Class numbers `(batch,)`, -1 where an image has none or several; or None.
+
+        Whole numbers are meant, else shares `(batch, num_scores)`, else zeros and ones in floating
+        point, which a loss of one logit wants: of images, boxes and labels the labels.
+        """
+        whole = [t for t in self.candidates if t.ndim == 1 and not t.is_floating_point()]
+        numbers = [t for t in whole if t.dtype != torch.bool]
+        rest = [t for t in self.candidates if not _is_wide(t)]
+        found = map(_as_classes, [*numbers, *self._wide(num_scores), *rest])
+        return next((labels for labels in found if labels is not None), None)
+
+    def have_several(self, num_scores: int) -> bool:
+        """Whether the labels allow several classes an image, each with 0 or 1 of its own."""
+        wide = self._wide(num_scores)
+        if not wide:
+            return False
+        # Unknown ones are NaN or below zero; what else does not sum to 1 is no share of classes.
+        shares = wide[0].float().nan_to_num(-1.0)
+        sums = shares.clamp(min=0).sum(1)
+        return bool((((sums - 1).abs() > 0.01) & (shares >= 0).any(1)).any())
+
+    def _wide(self, num_scores: int) -> list[Tensor]:
+        return [t for t in self.candidates if _is_wide(t) and t.shape[1] == num_scores]
 
 
 @dataclass(frozen=True)
@@ -19,18 +62,25 @@ class Reading:
 
     Attributes:
         images_of: from a batch to its images `(batch, channels, height, width)`.
-        labels_of: from a batch to its labels, `(batch,)` or `(batch, num_classes)`.
+        labels_of: from a batch to its labels, `(batch,)` or `(batch, num_classes)`, or to None.
     """
 
     images_of: Callable[[Any], Tensor] | None = None
-    labels_of: Callable[[Any], Tensor] | None = None
+    labels_of: Callable[[Any], Tensor | None] | None = None
 
-    def images(self, batch: Any) -> Tensor | None:
-        """The images `(batch, channels, height, width)`, or None.
+    def read(self, batch: Any) -> Batch:
+        """What `batch` holds.
 
         Raises:
-            ValueError: what the user gave is none.
+            ValueError: what the user gave gives something else.
         """
+        index = batch.get("index") if isinstance(batch, Mapping) else None
+        index = index if isinstance(index, Tensor) else None
+        images = self._images(batch)
+        size = _size_of(batch) if images is None else len(images)
+        return Batch(images, self._candidates(batch), index, size)
+
+    def _images(self, batch: Any) -> Tensor | None:
         if self.images_of is None:
             return find_images(batch)
         images = self.images_of(batch)
@@ -38,29 +88,18 @@ class Reading:
             raise ValueError(f"images must give (batch, channels, h, w), got {what_is(images)}")
         return images
 
-    def labels(self, batch: Any) -> Tensor | None:
-        """Class numbers `(batch,)`, -1 where an image has none or several; or None.
-
-        Raises:
-            ValueError: what the user gave is none.
-        """
+    def _candidates(self, batch: Any) -> list[Tensor]:
         if self.labels_of is None:
-            return find_labels(batch)
+            return _find_candidates(batch)
         given = self.labels_of(batch)
-        labels = _as_classes(given) if isinstance(given, Tensor) else None
-        if labels is None:
+        if given is None:
+            return []
+        if not isinstance(given, Tensor) or (not _is_wide(given) and _as_classes(given) is None):
             raise ValueError(
-                f"labels must give class numbers (batch,) or (batch, classes), got {what_is(given)}"
+                "labels must give class numbers (batch,) or (batch, classes), or None, "
+                f"got {what_is(given)}"
             )
-        return labels
-
-    def have_several(self, batch: Any) -> bool:
-        """Whether the labels allow several classes an image: 0 or 1 for each class."""
-        tensors = _find_tensors(batch) if self.labels_of is None else [self.labels_of(batch)]
-        shares = next((t.float() for t in tensors if t.ndim == 2 and t.shape[1] > 1), None)
-        if shares is None:
-            return False
-        return bool((shares == shares.bool()).all()) and not bool((shares.sum(1) == 1).all())
+        return [given]
 
 
 def find_images(batch: Any) -> Tensor | None:
@@ -68,35 +107,41 @@ def find_images(batch: Any) -> Tensor | None:
     if isinstance(batch, Tensor):
         return batch if batch.ndim == 4 else None
     if isinstance(batch, Mapping):
-        named = [batch[name] for name in IMAGES if name in batch]
-        return next(filter(_is_images, [*named, *batch.values()]), None)
-    return next(filter(_is_images, batch), None) if isinstance(batch, Sequence) else None
+        named = prefer_photos(batch[name] for name in IMAGES if name in batch)
+        return prefer_photos(batch.values()) if named is None else named
+    return prefer_photos(batch) if isinstance(batch, Sequence) else None
 
 
 def find_labels(batch: Any) -> Tensor | None:
-    """Class numbers `(batch,)` in a batch; of soft labels the strongest, -1 where there is no one.
-
-    Of a tuple the first whole numbers after the images are meant, else shares `(batch, classes)`,
-    else zeros and ones in floating point, which a loss of one logit wants: of images, boxes and
-    labels the labels. Several classes of one image are no single label.
-    """
-    tensors = _find_tensors(batch)
-    whole = [t for t in tensors if t.ndim == 1 and not t.is_floating_point()]
-    wide = [t for t in tensors if t.ndim == 2 and t.shape[1] > 1]
-    found = map(_as_classes, [*(t for t in whole if t.dtype != torch.bool), *wide, *tensors])
-    return next((labels for labels in found if labels is not None), None)
+    """Class numbers `(batch,)` in a batch, -1 where there is no one, whatever their number is."""
+    found = _find_candidates(batch)
+    width = next((t.shape[1] for t in found if _is_wide(t)), 0)
+    return Batch(None, found, None).labels(width)
 
 
-def _find_tensors(batch: Any) -> list[Tensor]:
+def _find_candidates(batch: Any) -> list[Tensor]:
     if isinstance(batch, Mapping):
-        found = [batch[name] for name in LABELS if name in batch][:1]
+        found = [batch[name] for name in LABELS if name in batch]
     else:
         found = list(batch[1:]) if isinstance(batch, Sequence) else []
     return [labels for labels in found if isinstance(labels, Tensor)]
 
 
+def _size_of(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim == 4 else 0
+    if not isinstance(batch, Mapping | list | tuple):
+        return 0
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next(filter(None, map(_size_of, values)), 0)
+
+
+def _is_wide(labels: Tensor) -> bool:
+    return labels.ndim == 2 and labels.shape[1] > 1
+
+
 def _as_classes(labels: Tensor) -> Tensor | None:
-    if labels.ndim == 2 and labels.shape[1] > 1:
+    if _is_wide(labels):
         shares = labels.float()
         single = ((shares.sum(1) - 1).abs() < 0.01) & (shares >= 0).all(1)
         return shares.argmax(1).where(single, -1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
@@ -54,6 +55,12 @@ def fetch_images(trainer: pl.Trainer, loader: Any, indices: Sequence[int]) -> di
     finally:
         trainer.state.stage = stage
     return dict(zip(indices, found, strict=True))
+
+
+def takes_iterator(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+    """Whether the step takes its batches itself, so that nobody else knows which."""
+    step = module.test_step if trainer.testing else module.validation_step
+    return "dataloader_iter" in signature(step).parameters
 
 
 def find_sharding(trainer: pl.Trainer) -> str:

@@ -1,6 +1,6 @@
 """How a network's input becomes pixels again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from litcam.explain.networks import timm_models
+from litcam.explain.scores import what_is
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Pixels:
     std: tuple[float, ...]
     source: str
     given: bool = False
+    own: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def find(
@@ -28,11 +30,15 @@ class Pixels:
         trainer: pl.Trainer,
         network: nn.Module,
         loader: Any,
-        given: tuple[Sequence[float], Sequence[float]],
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        own: Callable[[Tensor], Tensor] | None = None,
     ) -> "Pixels":
         """The callback's argument, the data's `Normalize`, timm's data config, else min–max."""
-        if given[0]:
-            return cls(tuple(given[0]), tuple(given[1]), "the given mean and std", given=True)
+        if own is not None:
+            return cls((), (), "the given function", own=own)
+        if mean:
+            return cls(tuple(mean), tuple(std), "the given mean and std", given=True)
         data: Any = getattr(trainer, "datamodule", None)
         normalize = _find_normalize(getattr(loader, "dataset", None))
         configs: list[Any] = [model.pretrained_cfg for _, model in timm_models(network)]
@@ -42,9 +48,9 @@ class Pixels:
             ("the dataset's Normalize", *_mean_and_std(normalize)),
             *(("timm's data config", *pair) for pair in timm),
         ]
-        for source, mean, std in sources:
-            if mean and len(mean) == len(std):
-                return cls(mean, std, source)
+        for source, found_mean, found_std in sources:
+            if found_mean and len(found_mean) == len(found_std):
+                return cls(found_mean, found_std, source)
         return cls((), (), "min-max")
 
     def to_pixels(self, images: Tensor, span: Tensor | None = None) -> np.ndarray:
@@ -57,6 +63,8 @@ class Pixels:
         """
         low, high = (find_span(images) if span is None else span).tolist()
         images = images.detach().float()
+        if self.own is not None:
+            return _as_bytes(_check(self.own(images), images))
         known = len(self.mean) == len(self.std) == images.shape[1]
         if low >= 0 and not (known and self.given):
             # Normalised photos have values below zero: these are still pixels.
@@ -64,18 +72,40 @@ class Pixels:
         elif known:
             mean, std = (rearrange(torch.tensor(v), "c -> c 1 1") for v in (self.mean, self.std))
             images = images * std + mean
+            if max(self.mean) > 1:
+                # Not of pixels in [0, 1]: bytes, as Caffe has them, or what a sensor counts.
+                bytes_ = max(self.mean) < 256 and images.amax() < 300
+                images = images / 255 if bytes_ else _stretch(images)
+                units = "" if bytes_ else ", in other units than pixels: min-max"
+                self.source = self.source.removesuffix(units) + units
         else:
             self.source = "min-max"
-            lows, highs = (f((1, 2, 3), keepdim=True) for f in (images.amin, images.amax))
-            images = (images - lows) / (highs - lows).clamp_min(1e-8)
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        images = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return rearrange(images, "b c h w -> b h w c").numpy()
+            images = _stretch(images)
+        return _as_bytes(images)
 
 
 def find_span(images: Tensor) -> Tensor:
     """The lowest and the highest value of a batch, `(2,)`, on its device."""
     return torch.stack([images.amin(), images.amax()])
+
+
+def _stretch(images: Tensor) -> Tensor:
+    """Each from its own minimum to its own maximum."""
+    lows, highs = (f((1, 2, 3), keepdim=True) for f in (images.amin, images.amax))
+    return (images - lows) / (highs - lows).clamp_min(1e-8)
+
+
+def _check(pixels: Tensor, images: Tensor) -> Tensor:
+    wanted = (len(images), 3)
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[:2] != wanted:
+        raise ValueError(f"pixels must give ({len(images)}, 3, h, w), got {what_is(pixels)}")
+    return pixels.detach().float()
+
+
+def _as_bytes(images: Tensor) -> np.ndarray:
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    images = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return rearrange(images, "b c h w -> b h w c").numpy()
 
 
 def _mean_and_std(owner: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -97,6 +127,6 @@ def _find_normalize(value: Any, depth: int = 0) -> Any:
     if type(value).__name__ == "Normalize" and hasattr(value, "mean") and hasattr(value, "std"):
         return value
     parts = value if isinstance(value, list | tuple) else []
-    inside = ("transform", "transforms", "dataset")
+    inside = ("transform", "transforms", "dataset", "datasets")
     parts = [*parts, *(getattr(value, name, None) for name in inside)]
     return next((n for n in (_find_normalize(p, depth + 1) for p in parts) if n is not None), None)

@@ -70,6 +70,10 @@ class Recording:
         elif target_layer is not None:
             self._given = find_module(network, target_layer)
         self._refusal, self._open = "", ExitStack()
+        # Whether grad is on before the layer too: a forward that turns it off for a part of itself
+        # turns it back to what it was. There is no graph there all the same, for nothing requires
+        # grad.
+        self._early, self._no_graph = False, NO_GRAPH.format(type(network).__name__)
         self.expect(None)
         self.release()
 
@@ -95,7 +99,7 @@ class Recording:
 
     def around(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A forward, recorded where it can be."""
-        images = find_images(args, kwargs)
+        images = find_images(args, kwargs, self.expected)
         if self in _running or images is None or not self._is_wanted(images):
             return forward(*args, **kwargs)
         self.release()
@@ -104,8 +108,13 @@ class Recording:
             return forward(*args, **kwargs)
         draw_again = keep_random_numbers(images.device)
         _running.append(self)
+        call = Call(forward, args, kwargs, images)
         try:
-            return self._record(Call(forward, args, kwargs, images))
+            output = self._record(call)
+            if self._given and not self._early and self.failure == self._no_graph:
+                draw_again()
+                output = self._record_early(call, output)
+            return output
         except Exception as error:
             problem = self._describe(error)
         except BaseException:
@@ -142,7 +151,7 @@ class Recording:
                 given, call = call, call.change(copy_inference)
                 _copied[call.images.data_ptr()] = given.images.data_ptr()
                 stack.callback(_copied.pop, call.images.data_ptr(), None)
-            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+            stack.enter_context(torch.set_grad_enabled(self._early or torch.is_grad_enabled()))
             if not through:
                 # A network that caches something made of its parameters would keep a graph in it.
                 stack.enter_context(frozen(self.frozen))
@@ -162,10 +171,28 @@ class Recording:
         # Another one around this network still needs the graph.
         return detach(output) if plain and len(_running) == 1 else output
 
+    def _record_early(self, call: Call, output: Any) -> Any:
+        """Once more, at a given layer, with grad on early; else what came out the first time."""
+        images, failure = self.images, self.failure
+        self.release()
+        self.images, self.failure, self._refusal, self._early = images, "", "", True
+        second = self._record(call)
+        if not self.failure:
+            return second
+        self._early, self.failure, self._refusal = False, failure, failure
+        return output
+
     def _choose(self, call: Call) -> bool:
         try:
-            self.layer = find_layer(self.network, call, self._target)
+            self.layer = find_layer(self.network, call, self._target, early=self._early)
         except RefusalError as error:
+            if not self._early and str(error) == self._no_graph:
+                self._early, before = True, torch.is_grad_enabled()
+                torch.set_grad_enabled(True)
+                if self._choose(call):
+                    return True
+                torch.set_grad_enabled(before)
+                self._early = False
             self.failure = self._refusal = str(error)
             return False
         self._given, self._checked = (self.layer.name, self.layer.module), True
@@ -176,10 +203,10 @@ class Recording:
         self._checked = True
         if layer.layout.kind == "tokens":
             with torch.no_grad():
-                layout, problem = check_order(self.network, call, layer)
-            if problem:
-                self.failure = self._refusal = f"layer {layer.name}: {problem}"
-            self.layer = TargetLayer(layer.name, layer.module, layout, layer.reason)
+                order = check_order(self.network, call, layer)
+            if order.problem:
+                self.failure = self._refusal = f"layer {layer.name}: {order.problem}"
+            self.layer = TargetLayer(layer.name, layer.module, order.layout, layer.reason)
 
     @ours
     def _at_target_layer(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
@@ -230,7 +257,7 @@ class Recording:
         if self.activations is None:
             self.failure = f"layer {layer} was not called in the forward of {name}"
         elif not self.logits.requires_grad:
-            self.failure = NO_GRAPH.format(name)
+            self.failure = self._no_graph
 
     def _describe(self, error: Exception) -> str:
         name = type(self.network).__name__

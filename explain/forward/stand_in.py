@@ -49,7 +49,7 @@ class StandIn:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward, through all who are around it."""
         call = self._plain
-        for around in [] if StandIn.aside else self._around:
+        for around in self._around:
             call = partial(_call, around, call)
         return call(*args, **kwargs)
 
@@ -70,4 +70,5 @@ class StandIn:
 
 
 def _call(around: Callable[..., Any], call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return around(call, args, kwargs)
+    # Asked again: one of several may try the forward that the others are around as well.
+    return call(*args, **kwargs) if StandIn.aside else around(call, args, kwargs)

@@ -43,7 +43,7 @@ def keep_random_numbers(device: torch.device) -> Callable[[], None]:
     """Returns what has the same numbers drawn again: PyTorch's, Python's and NumPy's."""
     state, numbers, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     # A device beside the CPU has its own.
-    own = None if device.type == "cpu" else torch.get_device_module(device)
+    own: Any = None if device.type == "cpu" else torch.get_device_module(device)
     there = own.get_rng_state(device) if hasattr(own, "get_rng_state") else None
 
     def draw_again() -> None:

@@ -15,13 +15,17 @@ from litcam.explain.scores import RefusalError
 
 @dataclass
 class Candidate:
-    """A layer seen in a forward: its output in the graph, and why it cannot be chosen."""
+    """A layer seen in a forward: its output in the graph, and why it cannot be chosen.
+
+    Of tokens `sure` tells whether the image itself has shown that they are its patches.
+    """
 
     name: str
     module: nn.Module
     output: Tensor
     layout: Layout
     refusal: str = ""
+    sure: bool = True
 
 
 class Chooser:
@@ -76,14 +80,18 @@ class Chooser:
         return not candidate.refusal
 
     def _find_beside(self, candidate: Candidate) -> list[Candidate]:
-        """Maps of the same kind that decide as well, and neither lead to this one nor follow it."""
+        """Maps that decide as well, and neither lead to this one nor follow it.
+
+        Of another kind only those that are surely maps of the image.
+        """
         if candidate.name not in self._beside:
             place = self.candidates.index(candidate)
             before, after = self.candidates[:place], self.candidates[place + 1 :]
-            beside = [c for c in before if c.layout.kind == candidate.layout.kind]
-            beside = [c for c in self._find_unread(beside, candidate) if self._passes(c)]
+            kind = candidate.layout.kind
+            before = [c for c in before if c.sure or c.layout.kind == kind]
+            beside = [c for c in self._find_unread(before, candidate) if self._passes(c)]
             for later in after:
-                if later.layout.kind == candidate.layout.kind and self._passes(later):
+                if (later.sure or later.layout.kind == kind) and self._passes(later):
                     beside += [later] if self._find_unread([candidate], later) else []
             self._beside[candidate.name] = beside
         return self._beside[candidate.name]
@@ -115,13 +123,17 @@ class Chooser:
         )
 
     def _describe(self, chosen: Candidate) -> str:
+        later = self.candidates[self.candidates.index(chosen) + 1 :]
         if chosen.layout.kind == "tokens":
-            later = self.candidates[self.candidates.index(chosen) + 1 :]
             if not any("class token" in c.refusal for c in later):
                 return "the last patch tokens before pooling"
             if chosen.name in _last_stages(self.network):
                 return "the last block of patch tokens, which the class token then gathers"
             return "after it only the class token reaches the logits"
+        if any(self._beside.get(c.name) for c in later):
+            return "the last feature map before the ways from it to the logits part"
+        if any("more than once" in c.refusal for c in later):
+            return "the last feature map of a layer that is called once; those after it come again"
         order = "channels last" if chosen.layout.kind == "NHWC" else "before pooling"
         return f"the last feature map, {order}"
 

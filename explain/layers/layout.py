@@ -55,8 +55,10 @@ class TargetLayer:
         return self.layout.grid
 
 
-def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str, nn.Module]:
-    """Dotted name and module of a layer given by either.
+def find_module(
+    network: nn.Module, target_layer: str | nn.Module, what: str = "target_layer"
+) -> tuple[str, nn.Module]:
+    """Dotted name and module of a layer given by either; `what` is the argument's name.
 
     Raises:
         ValueError: `network` has no such layer; the message offers close matches.
@@ -67,7 +69,7 @@ def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str,
             if module is target_layer:
                 return name, module
         kind, where = type(target_layer).__name__, type(network).__name__
-        raise ValueError(f"target_layer, a {kind}, is not a part of the network, a {where}")
+        raise ValueError(f"{what}, a {kind}, is not a part of the network, a {where}")
     # `blocks[-1].norm1`, as papers and other tools write it.
     name = resolve_indices(network, target_layer)
     if name in modules and name:
@@ -79,7 +81,7 @@ def find_module(network: nn.Module, target_layer: str | nn.Module) -> tuple[str,
     tails = {".".join(layer.split(".")[-depth:]): layer for layer in reversed(layers)}
     near = [tails[tail] for tail in get_close_matches(name, tails, n=4, cutoff=0.5)] or layers[-4:]
     raise ValueError(
-        f"target_layer {target_layer!r} does not exist in {type(network).__name__}; "
+        f"{what} {target_layer!r} does not exist in {type(network).__name__}; "
         f"close names: {', '.join(near)}"
     )
 

@@ -6,7 +6,7 @@ and the token that answers has to be the one at that corner.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,21 @@ CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 NOT_PATCHES = "its tokens are not the patches of the image in reading order"
 
 
+class Order(NamedTuple):
+    """The layout of tokens, what is wrong with it, and whether the image itself has told it."""
+
+    layout: Layout
+    problem: str
+    sure: bool
+
+
 def find_orders(
     read: Callable[[Any], Mapping[int, Tensor]],
     call: Any,
     guessed: Mapping[int, Layout],
     *,
     believed: bool,
-) -> dict[int, tuple[Layout, str]]:
+) -> dict[int, Order]:
     """Layouts as the corners of the first image tell them, each with what is wrong with it.
 
     Args:
@@ -52,7 +60,7 @@ def find_orders(
     return {key: _judge(layout, answers[key], believed) for key, layout in guessed.items()}
 
 
-def check_order(network: nn.Module, call: Any, layer: TargetLayer) -> tuple[Layout, str]:
+def check_order(network: nn.Module, call: Any, layer: TargetLayer) -> Order:
     """The same for one layer that was asked for: its layout, and what is wrong with it."""
 
     def read(call: Any) -> dict[int, Tensor]:
@@ -96,7 +104,7 @@ def _change(image: Tensor, corner: tuple[int, int], grid: tuple[int, int]) -> No
     part.add_((6 * spread * wave).to(part.dtype))
 
 
-def _judge(layout: Layout, answers: list[Tensor], believed: bool) -> tuple[Layout, str]:
+def _judge(layout: Layout, answers: list[Tensor], believed: bool) -> Order:
     """The layout whose corners are the tokens that answered.
 
     Args:
@@ -105,8 +113,9 @@ def _judge(layout: Layout, answers: list[Tensor], believed: bool) -> tuple[Layou
         believed: whether the guess holds where none answers clearly.
     """
     height, width = layout.grid
+    guess = Order(layout, "" if believed else NOT_PATCHES, sure=False)
     if len(answers) < len(CORNERS):
-        return layout, "" if believed else NOT_PATCHES
+        return guess
     changes = torch.stack(answers[: len(CORNERS)])
     # What answers to one corner only, however large its changes are in general.
     shares = changes / changes.mean(0, keepdim=True).clamp_min(1e-30)
@@ -122,7 +131,7 @@ def _judge(layout: Layout, answers: list[Tensor], believed: bool) -> tuple[Layou
         if strongest or (nearest and clear > CLEAR):
             found.append((clear + 10 * strongest, first))
     if not found:
-        return layout, "" if believed else NOT_PATCHES
+        return guess
     first = max(found)[1]
     others = layout.num_prefix_tokens + layout.num_suffix_tokens
-    return Layout("tokens", layout.grid, first, others - first), ""
+    return Order(Layout("tokens", layout.grid, first, others - first), "", sure=True)

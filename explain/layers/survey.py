@@ -1,13 +1,15 @@
 """Seeing, on two images, which layers make feature maps, and choosing one of them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from litcam.explain.forward.untouched import find_trained, frozen, ours, trying
 from litcam.explain.layers.choosing import Candidate, Chooser
@@ -65,9 +67,13 @@ class Seen:
     module: nn.Module
     layout: Layout
     problem: str = ""
+    sure: bool = True
+    so_far: int = 0
 
 
-def find_layer(network: nn.Module, call: Call, target: Target | None = None) -> TargetLayer:
+def find_layer(
+    network: nn.Module, call: Call, target: Target | None = None, *, early: bool = False
+) -> TargetLayer:
     """The layer whose map is worth looking at, checked on two of the images.
 
     Costs three forwards of two images, or seven where features are tokens, of which nothing is
@@ -77,6 +83,7 @@ def find_layer(network: nn.Module, call: Call, target: Target | None = None) -> 
         network: whose forward it is.
         call: the forward that is about to happen.
         target: as for `find_scores`.
+        early: whether grad is on from the start, where the network turns it off for a part.
 
     Raises:
         RefusalError: no layer can be explained; the message lists the candidates.
@@ -85,7 +92,7 @@ def find_layer(network: nn.Module, call: Call, target: Target | None = None) -> 
     few, every = [0, min(1, len(call.images) - 1)], list(range(len(call.images)))
     for rows in (few[: len(call.images)], every):
         try:
-            return _Survey(network, call.take(rows), target).run()
+            return _Survey(network, call.take(rows), target, early=early).run()
         except RefusalError:
             raise
         except Exception as error:
@@ -95,12 +102,53 @@ def find_layer(network: nn.Module, call: Call, target: Target | None = None) -> 
     )
 
 
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions that give a map of more than one position and are no layer's.
+
+    Args:
+        network: its layers are known.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.num, self._inside = 0, 0
+        self._layers = [m for m in network.modules() if _convolves(m)]
+
+    def __enter__(self) -> Self:
+        self._hooks = [layer.register_forward_pre_hook(self._begin) for layer in self._layers]
+        self._hooks += [layer.register_forward_hook(self._end) for layer in self._layers]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default and output.ndim == 4 and not self._inside:
+            self.num += prod(output.shape[2:]) > 1
+        return output
+
+    @ours
+    def _begin(self, *given: Any) -> None:
+        self._inside += 1
+
+    @ours
+    def _end(self, *given: Any) -> None:
+        self._inside -= 1
+
+
 class _Survey:
     """One look at a network; see `find_layer`."""
 
-    def __init__(self, network: nn.Module, call: Call, target: Target | None) -> None:
-        self.network, self.call, self.target = network, call, target
+    def __init__(
+        self, network: nn.Module, call: Call, target: Target | None, *, early: bool
+    ) -> None:
+        self.network, self.call, self.target, self.early = network, call, target, early
         self.calls: Counter[nn.Module] = Counter()
+        self._num_convolutions = 0
 
     def run(self) -> TargetLayer:
         seen = self._look()
@@ -108,21 +156,41 @@ class _Survey:
         if any(each.layout.kind == "tokens" for each in kept.values()):
             self._find_orders(kept)
         # Also while it chooses: gradient checkpointing runs part of it again and compares.
-        with torch.no_grad(), frozen(find_trained(self.network)):
+        with torch.set_grad_enabled(self.early), frozen(find_trained(self.network)):
             candidates, logits = self._record(kept)
-            return Chooser(candidates, logits, self.network).choose()
+            layer = Chooser(candidates, logits, self.network).choose()
+        self._refuse_early(layer.name, seen)
+        return layer
 
     def _look(self) -> list[Seen]:
         """The feature maps in the order in which they are completed."""
         seen: list[Seen] = []
+        convolutions = Convolutions(self.network)
 
         def note(place: int, name: str, module: nn.Module, output: Tensor, layout: Layout) -> None:
-            seen.append(Seen(place, name, module, layout))
+            seen.append(Seen(place, name, module, layout, so_far=convolutions.num))
 
-        with torch.no_grad():
+        with torch.no_grad(), convolutions:
             output = self._forward(note)
         find_scores(output, self.network, len(self.call.images), self.target)
+        self._num_convolutions = convolutions.num
+        if isinstance(output, Tensor) and output.ndim == 4 and seen:
+            coarsest = min(seen, key=lambda each: (prod(each.layout.grid), -each.place))
+            raise RefusalError(
+                f"{type(self.network).__name__} returns a map {tuple(output.shape)}, and its last "
+                "feature maps are that answer in other words; pass target_layer, such as "
+                f"{coarsest.name!r} ({coarsest.layout.grid[0]}x{coarsest.layout.grid[1]})"
+            )
         return seen
+
+    def _refuse_early(self, name: str, seen: Sequence[Seen]) -> None:
+        """A layer that convolutions outside of modules still follow is not the last feature map."""
+        so_far = max(each.so_far for each in seen if each.name == name)
+        if later := self._num_convolutions - so_far:
+            raise RefusalError(
+                f"the last feature map of {type(self.network).__name__} is no module's output: "
+                f"after {name!r} come {later} convolutions that are no modules; pass target_layer"
+            )
 
     def _find_orders(self, kept: dict[int, Seen]) -> None:
         """Gives each map of tokens the layout that the image's corners tell, or none."""
@@ -141,8 +209,9 @@ class _Survey:
         with torch.no_grad():
             guessed = {place: each.layout for place, each in tokens.items()}
             orders = find_orders(read, self.call, guessed, believed=is_believed(self.network))
-        for place, (layout, problem) in orders.items():
-            kept[place].layout, kept[place].problem = layout, problem
+        for place, order in orders.items():
+            seen = kept[place]
+            seen.layout, seen.problem, seen.sure = order
 
     def _record(self, kept: dict[int, Seen]) -> tuple[list[Candidate], Tensor]:
         """The maps with their graph, which begins at the first of them."""
@@ -160,8 +229,9 @@ class _Survey:
                 output = output.detach().requires_grad_()
             if place not in kept:
                 return output
-            layout, problem = kept[place].layout, kept[place].problem
-            candidates.append(Candidate(name, module, output, layout, problem))
+            seen = kept[place]
+            candidate = Candidate(name, module, output, seen.layout, seen.problem, seen.sure)
+            candidates.append(candidate)
             # A clone, because an in-place ReLU may follow.
             return output.clone()
 
@@ -221,5 +291,9 @@ def _makes_features(module: nn.Module) -> bool:
     """
     if next(module.children(), None) is not None:
         return True
-    kind = type(module).__name__
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or "Norm" in kind
+    return _convolves(module) or "Norm" in type(module).__name__
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether it is a layer of convolution, PyTorch's or by its name."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or "Conv" in type(module).__name__

@@ -106,11 +106,6 @@ def test_the_map_of_no_is_that_of_the_logit_turned_round(tmp_path):
         assert [line["map_max"] for line in own] == pytest.approx(highest.tolist(), rel=1e-4)
 
 
-def test_one_number_without_two_classes_is_refused_with_the_remedy(warned, tmp_path):
-    assert not lines_of(Any(SmallCNN(1), torch.rand(8)), tmp_path)
-    assert len(warned) == 1 and "GradCAM(target=lambda output: output[:, 0])" in warned[0]
-
-
 def test_regression_by_a_target(warned, tmp_path):
     lines = lines_of(Any(SmallCNN(1), torch.rand(8)), tmp_path, target=lambda out: out[:, 0])
     assert views(lines) == {"target"} and len(lines) == 8 and not warned
@@ -142,60 +137,6 @@ def test_probabilities_are_not_made_twice(last, warned, tmp_path):
     with torch.no_grad():
         known = net.eval()(module.data.images).amax(1)
     assert [line["confidence"] for line in lines] == pytest.approx(known.tolist(), abs=1e-5)
-
-
-def test_an_image_without_a_label_lacks_only_its_own_view(warned, tmp_path):
-    lines = lines_of(Any(SmallCNN(), torch.tensor([0, -1, 2, 1, 0, -1, 2, 1])), tmp_path)
-    true = [line["index"] for line in lines if line["key"].endswith("true")]
-    assert true == [0, 2, 3, 4, 6, 7]
-    assert sum(line["key"].endswith("predicted") for line in lines) == 8
-    assert {line["index"]: line["label"] for line in lines}[1] is None
-    assert len(warned) == 1
-
-
-class Segmentation(nn.Module):
-    """One score a class and pixel, in torchvision's dict."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = SmallCNN()[:6]
-        self.head = nn.Conv2d(12, 3, 1)
-
-    def forward(self, images):
-        return {"out": F.interpolate(self.head(self.body(images)), images.shape[2:])}
-
-
-def test_segmentation_by_a_target(warned, tmp_path):
-    """The sum of one class's scores over the image; the map against autograd by hand."""
-    net = Segmentation().eval()
-    module = Any(net, torch.zeros(8, 32, 32, dtype=torch.long))
-    lines = lines_of(
-        module,
-        tmp_path,
-        target=lambda out: out["out"][:, 1].mean((1, 2)),
-        target_layer="net.body.4",
-    )
-    assert len(lines) == 8 and not warned
-    features = net.body[:5](module.data.images).detach().requires_grad_()
-    out = F.interpolate(net.head(net.body[5](features.clone())), (32, 32))[:, 1].mean((1, 2))
-    (gradients,) = torch.autograd.grad(out.sum(), features)
-    maps = (features * gradients.mean((2, 3), keepdim=True)).sum(1).relu()
-    highest = maps.amax((1, 2)).tolist()
-    assert [line["map_max"] for line in lines] == pytest.approx(highest, rel=1e-4)
-
-
-def test_embeddings_by_a_target_of_several_numbers(warned, tmp_path):
-    """Likeness to two prototypes: each is a class."""
-    prototypes = torch.randn(2, 12)
-    net = SmallCNN()[:8]
-    module = Any(net, torch.arange(8) % 2)
-    lines = lines_of(module, tmp_path, target=lambda e: F.normalize(e) @ prototypes.T)
-    assert views(lines) == {"predicted", "true"} and len(lines) == 16 and not warned
-
-
-def test_without_a_target_it_says_what_to_pass(warned, tmp_path):
-    assert not lines_of(Any(Segmentation(), torch.zeros(8, 32, 32)), tmp_path)
-    assert len(warned) == 1 and "GradCAM(target=…)" in warned[0]
 
 
 def test_a_target_that_fails_is_one_line(warned, tmp_path):

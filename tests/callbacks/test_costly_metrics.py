@@ -254,6 +254,7 @@ def test_a_bad_region_is_one_line_and_the_rest_is_measured(tmp_path, caplog, cha
     assert len(read_lines(tmp_path / "gradcam")) == 2 * 4
 
 
+NAMES = ["deletion", "average_drop", "increase", "sparseness"]
 SCRIPT = """
 import json, sys
 import torch
@@ -307,8 +308,6 @@ def test_two_ranks_with_unequal_batches_give_what_one_gives(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
     one, left, right = (json.loads((tmp_path / name).read_text()) for name in ("1-0", "2-0", "2-1"))
     assert left == right
-    # Of the process that could measure it, whichever the other was.
-    assert 0 <= left.pop("val/gradcam/pointing_game") <= 1
-    assert 0 < left.pop("val/gradcam/pointing_game_chance") < 1
+    # One process could measure pointing game, and the number would be of its images alone.
     assert left == pytest.approx(one, abs=1e-6)
-    assert len(one) == 4
+    assert {name.rpartition("/")[2] for name in left} == set(NAMES)

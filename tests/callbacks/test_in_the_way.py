@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from strangers import NETWORKS, SmallCNN, Stranger, make_trainer, read_lines
 from torch import nn
 
@@ -207,30 +206,6 @@ def test_the_survey_is_not_noticed():
 # Which of several
 
 
-class Distils(Stranger):
-    def __init__(self, frozen=True):
-        super().__init__()
-        self.student, self.teacher = SmallCNN(), SmallCNN()
-        self.net = self.student
-        self.teacher.requires_grad_(not frozen)
-
-    def classify(self, batch):
-        with torch.no_grad():
-            self.teacher(batch[0])
-        return self.student(batch[0]), batch[1]
-
-
-def test_the_student_is_explained_and_not_its_teacher(tmp_path):
-    make_trainer(GradCAM(), max_epochs=1).fit(Distils())
-    assert {line["layer"].split(".")[0] for line in read_lines(tmp_path / "gradcam")} == {"net"}
-
-
-def test_two_networks_that_are_both_trained_are_asked_about(warned, tmp_path):
-    make_trainer(GradCAM(), max_epochs=1).fit(Distils(frozen=False))
-    assert "`teacher` and `student`" in warned[0] or "`teacher` and `net`" in warned[0]
-    assert "network=" in warned[0] and len(warned) == 1
-
-
 class Flips(Stranger):
     def __init__(self, first):
         super().__init__()
@@ -253,54 +228,6 @@ def test_of_several_forwards_that_of_the_batch_is_explained(first, tmp_path):
         for name in ("gradcam", "second"):
             maps.append([line["map"] for line in read_lines(folder / name)])
     assert maps[0] == maps[1] == maps[2] == maps[3]
-
-
-class Normalises(Stranger):
-    """Features, something done with them, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.features, self.head = SmallCNN()[:8], nn.Linear(12, 3)
-
-    def classify(self, batch):
-        return self.head(F.normalize(self.features(batch[0]))), batch[1]
-
-
-class Features(Stranger):
-    """A head without parameters after features that are no logits."""
-
-    def __init__(self):
-        super().__init__(SmallCNN()[:8])
-
-    def classify(self, batch):
-        return self.net(batch[0])[:, :3], batch[1]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [(Normalises, "called apart"), (Features, "found 12 scores of `net` for 3 classes")],
-)
-def test_features_are_not_taken_for_scores(make, words, warned, tmp_path):
-    make_trainer(GradCAM(), max_epochs=1).fit(make())
-    assert words in warned[0] and len(warned) == 1
-    assert not read_lines(tmp_path / "gradcam")
-
-
-class Volumes(Stranger):
-    """Slices of a scan, as MONAI gives them."""
-
-    def __init__(self):
-        super().__init__(nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(3)))
-
-    def classify(self, batch):
-        volumes = batch[0][:, :, None].expand(-1, -1, 4, -1, -1)
-        return self.net(volumes).mean(1), batch[1]
-
-
-def test_volumes_are_refused_with_the_reason(warned, tmp_path):
-    make_trainer(GradCAM(), max_epochs=1).fit(Volumes())
-    (line,) = warned
-    assert "volumes or videos" in line and "`net`" in line
 
 
 # Where tokens come from

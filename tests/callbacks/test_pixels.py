@@ -20,7 +20,7 @@ SOME = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def find(dataset=None, network=None, given=((), ()), data=None):
     loader, trainer = SimpleNamespace(dataset=dataset), SimpleNamespace(datamodule=data)
-    return Pixels.find(trainer, network or nn.Identity(), loader, given)
+    return Pixels.find(trainer, network or nn.Identity(), loader, *given)
 
 
 def normalised(images=SOME, mean=MEAN, std=STD):

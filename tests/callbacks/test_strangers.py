@@ -9,9 +9,10 @@ import torchvision
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from strangers import Named, Pictures, SmallCNN, Stranger, make_trainer, read_lines
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from litcam.callbacks import GradCAM
+from litcam.callbacks.validation.batch import Reading
 from litcam.callbacks.validation.chosen import ShownImages
 
 LOG = "lightning.pytorch.callbacks.litcam"
@@ -112,48 +113,6 @@ def test_works_with_no_argument(make, layer, tmp_path, said):
     assert line.startswith("GradCAM explains ")
 
 
-class Apart(Stranger):
-    def __init__(self):
-        super().__init__()
-        self.features, self.head = SmallCNN()[:8], nn.Linear(12, 3)
-
-    def classify(self, batch):
-        return self.head(self.features(batch[0])), batch[1]
-
-
-class NoImages(Stranger):
-    def __init__(self):
-        super().__init__(nn.Linear(3 * 32 * 32, 3))
-
-    def classify(self, batch):
-        return self.net(batch[0].flatten(1)), batch[1]
-
-
-class NoClassifier(Stranger):
-    def __init__(self):
-        super().__init__(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
-
-    def classify(self, batch):
-        return self.net(batch[0]).mean((2, 3)), batch[1]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (Apart, ("called apart", "`features`", "`head`", "forward(images)")),
-        (NoImages, ("no module", "take images")),
-        (NoClassifier, ("not logits",)),
-    ],
-)
-def test_what_cannot_be_explained_is_said_in_one_line(make, words, said, tmp_path):
-    trainer = make_trainer(GradCAM())
-    trainer.fit(make())
-    assert trainer.state.finished and trainer.current_epoch == 2
-    (line,) = warnings(said)
-    assert all(word in line for word in words), line
-    assert not read_lines(tmp_path / "gradcam")
-
-
 class Batches(Stranger):
     """Any loader of any batches."""
 
@@ -190,13 +149,6 @@ def test_batches_that_tell_their_index(tmp_path):
     loader = DataLoader(Named(10, **names), 4, shuffle=True)
     lines = fit(Batches(loader, image="pic", label="target"), tmp_path, epochs=2)
     assert indices(lines) == [0, 1, 3, 4, 5, 6, 8, 9] * 2
-
-
-def test_labels_under_a_name_that_nobody_knows(tmp_path, said):
-    loader = DataLoader(Named(10, "pic", "gt"), 4)
-    lines = fit(Batches(loader, image="pic", label="gt"), tmp_path)
-    assert {line["key"] for line in lines} == {"val/gradcam/predicted"}
-    assert "no labels" in warnings(said)[0] and len(warnings(said)) == 1
 
 
 def test_batch_that_is_one_tensor(tmp_path, said):
@@ -245,15 +197,6 @@ def test_shuffled_loader_shows_the_first_that_pass(tmp_path, said):
     assert "the first that pass" in said[0][1]
 
 
-@pytest.mark.filterwarnings("ignore:.*`IterableDataset`.*")
-def test_stream_without_length(tmp_path):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(Pictures(10))
-
-    assert indices(fit(Batches(DataLoader(Stream(), 4)), tmp_path)) == list(range(8))
-
-
 def test_subset_gives_places_below(tmp_path):
     """Of a subset, images are called what the dataset below calls them."""
 
@@ -277,9 +220,9 @@ def test_distributed_sampler_arithmetic(world):
     for rank in range(world):
         sampler = DistributedSampler(data, world, rank, shuffle=False)
         loader = DataLoader(data, 2, sampler=sampler)
-        chosen = ShownImages([0, 3, 5, 10], 4, by_index=True)
+        chosen = ShownImages(loader, [0, 3, 5, 10], 4, by_index=True)
         for batch_idx, batch in enumerate(loader):
-            for position, index in chosen.find(batch, batch_idx, loader, set()).items():
+            for position, index in chosen.find(Reading().read(batch), batch_idx, set()).items():
                 assert torch.equal(batch[0][position], data[index][0])
                 shown.append(index)
     assert sorted(set(shown)) == [0, 3, 5, 10]
@@ -501,14 +444,6 @@ def test_labels_are_not_confused_with_what_stands_beside_them(kind, tmp_path, sa
     lines = fit(Quiet(DataLoader(Detections(kind), 4)), tmp_path)
     assert all(line["label"] == line["index"] % 3 for line in lines)
     assert indices(lines, "true") == [0, 1, 3, 4, 5, 6, 8, 9]
-
-
-@pytest.mark.parametrize("kind", ["several", "none"])
-def test_images_without_a_single_label_have_no_true_class(kind, tmp_path, said):
-    lines = fit(Quiet(DataLoader(Detections(kind), 4)), tmp_path)
-    assert {line["key"] for line in lines if kind == "several"} <= {"val/gradcam/predicted"}
-    assert any("without a label, or with several" in line for line in warnings(said))
-    assert all(line["label"] == line["index"] % 3 for line in lines if "true" in line["key"])
 
 
 def test_pictures_of_two_runs_never_mix(tmp_path, said):

@@ -273,11 +273,17 @@ class UnderNoGrad(nn.Module):
 
 
 def test_a_head_after_the_networks_own_no_grad():
+    """A linear probe: its map is that of the same layers without no_grad."""
     network = UnderNoGrad(everything=False)
-    with pytest.raises(ValueError, match=r"no_grad|does not reach the logits"):
-        find_target_layer(network, torch.randn(2, 3, 16, 16))
-    with pytest.raises(RuntimeError, match=r"no_grad.*freeze with requires_grad_\(False\)"):
-        explain(network, "body")
+    assert find_target_layer(network, torch.randn(2, 3, 16, 16)).name == "body"
+    images = torch.randn(2, 3, 16, 16)
+    maps = [network.body(images).detach().requires_grad_()]
+    (slope,) = torch.autograd.grad(network.head(maps[0].mean((2, 3)))[:, 0].sum(), maps)
+    expected = (maps[0] * slope.mean((2, 3), keepdim=True)).sum(1).relu()
+    for layer in (None, "body"):
+        with CAM(network, target_layer=layer) as cam, torch.no_grad():
+            assert not network(images).requires_grad
+        assert torch.allclose(cam(0), expected, atol=1e-6)
 
 
 def test_all_of_it_under_the_networks_own_no_grad():
