@@ -34,9 +34,10 @@ def summarise(trainer: Trainer, folder: Path) -> str:
     for logger in trainer.loggers:
         if isinstance(logger, AnyWandbLogger):
             run = logger.experiment
-            place = _short(Path(run.dir).parent)
-            offline = run.settings._offline
-            lines.append(f"Show the run: wandb leet {place}" if offline else str(run.url))
+            if run.settings._offline:
+                lines.append(f"Show the run: wandb leet {_short(Path(run.dir).parent)}")
+            elif run.url:  # W&B may be switched off altogether
+                lines.append(run.url)
     return "\n".join(lines)
 
 

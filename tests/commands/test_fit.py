@@ -99,6 +99,12 @@ def test_nothing_to_resume_starts_anew(litcam, tmp_path, caplog):
     assert (tmp_path / "gradcam").is_dir()
 
 
+def test_wandb_switched_off_has_no_address_to_show(litcam, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    out, _ = litcam("fit", *TINY)
+    assert "Everything is in" in out and "None" not in out.splitlines()
+
+
 def test_fast_dev_run_leaves_nothing(litcam, tmp_path):
     litcam("fit", *TINY, *OFFLINE, "--trainer.fast_dev_run", "true")
     assert not (tmp_path / "runs").exists()
