@@ -202,6 +202,7 @@ class MAE(GuardedSteps):
 
     def on_train_epoch_end(self) -> None:
         """Write encoder and decoder beside the checkpoints; see `save_pretrained`."""
+        super().on_train_epoch_end()
         save_pretrained(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -220,8 +220,8 @@ def configure(
         layer_decay=layer_decay,
         norm_lr_scale=norm_lr_scale,
     )
-    # Under mixed precision Lightning refuses to clip gradients for a fused optimiser.
-    fused = not trainer.gradient_clip_val
+    # A scaler's gradients are unscaled before they are clipped, and by a fused one only later.
+    fused = not (trainer.gradient_clip_val and trainer.precision == "16-mixed")
     made = create_optimizer(groups, optimizer, betas=betas, momentum=momentum, fused=fused)
     schedule = LambdaLR(made, warmup_cosine(warmup, total, min_lr_ratio=min_lr_ratio))
     return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from litcam.lightning_modules.backbones import prefer_plain_attention
-from litcam.lightning_modules.finite import StepGuard
+from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
 from litcam.lightning_modules.sync_batchnorm import keep_activations
 
@@ -69,12 +69,12 @@ class GuardedSteps(pl.LightningModule):
         self._guard.watch(loss, batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a step whose gradient is not finite.
+        """Keep a step whose gradient is not finite from the weights; see `StepGuard`.
 
         Raises:
             NonFiniteError: with the step, the learning rate and the images.
         """
-        self._guard.check(self)
+        self._guard.check(self, optimizer)
         self._late_interrupt.begin()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -84,6 +84,31 @@ class GuardedSteps(pl.LightningModule):
         except BaseException:
             self._late_interrupt.end()
             raise
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip also for a fused optimiser, which Lightning refuses for the sake of a scaler."""
+        scaled = self.trainer.precision == "16-mixed"
+        if not gradient_clip_val or scaled or is_sharded(self.trainer) or not is_fused(optimizer):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_train_epoch_end(self) -> None:
+        """Look whether a step of the epoch was left out.
+
+        Raises:
+            NonFiniteError: with the step, the learning rate and the images.
+        """
+        self._guard.look(self.trainer)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let Ctrl-C through again: the step is counted."""

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from litcam.lightning_modules import MAE, Classifier
+from litcam.lightning_modules import MAE, Classifier, finite
 from litcam.lightning_modules.checkpoints import load_encoder
 from litcam.lightning_modules.finite import NonFiniteError
 from litcam.lightning_modules.masking import gather_cells, patchify
@@ -279,6 +279,32 @@ def test_a_step_that_is_not_finite_is_not_taken(kind, tmp_path):
     kept = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == 4
     assert all(v.isfinite().all() for v in kept["state_dict"].values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("every", [50, 3], ids=["at the end of the epoch", "before"])
+def test_on_an_accelerator_such_a_step_is_left_out_and_told_later(every, tmp_path, monkeypatch):
+    """With the CPU in its place: its fused AdamW skips on a flag, too."""
+    monkeypatch.setattr(finite, "WAITS_FOR_NOTHING", ())
+    monkeypatch.setattr(finite, "LOOK_EVERY", every)
+    taken = []
+
+    class Watches(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.before = [p.detach().clone() for p in pl_module.parameters()]
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            pairs = zip(self.before, pl_module.parameters(), strict=True)
+            taken.append(any(not torch.equal(*pair) for pair in pairs))
+
+    module = make(FAMILIES["vit"], warmup_epochs=0, scale_lr=False, lr=0.25)
+    with pytest.raises(NonFiniteError) as error:
+        fit(module, Data(16), tmp_path, epochs=3, callbacks=[Poison(), Watches()])
+    line = str(error.value)
+    assert "not finite at step 4 (loss" in line and "images " in line and "\n" not in line
+    late = {50: 6, 3: 5}[every]
+    assert f"it was left out, and the run stops at step {late}" in line
+    assert taken == ([True] * 4 + [False, True])[:late]
+    assert all(p.isfinite().all() for p in module.parameters())
 
 
 BAD = {

@@ -188,6 +188,25 @@ def test_clipping_gradients_works_in_mixed_precision():
     assert run.global_step == 2
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimiser_clips_as_lightning_does(algorithm):
+    """Which it refuses under bfloat16 for the sake of a scaler that is not there."""
+    weights = []
+    for clip in (None, Classifier.clip_gradients):
+        torch.manual_seed(0)
+        name, options = FAMILIES["cnn"]
+        module = Classifier(name, 4, backbone_args=options, lr=0.1)
+        if clip is not None:  # Lightning's own way, in 32 bits
+            module.configure_gradient_clipping = lambda *args, m=module, **given: m.clip_gradients(
+                *args, **given
+            )
+        run = trainer(max_steps=3, gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm)
+        run.fit(module, loader())
+        assert run.optimizers[0].param_groups[0]["fused"]
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-7)
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         while True:
