@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, Subset
 
 from litcam.callbacks.validation.batch import Batch
+from litcam.callbacks.validation.device import read_once
 
 
 @dataclass
@@ -89,7 +90,7 @@ class ShownImages:
         They are fewer than its images where some are not known, and None where nothing tells.
         """
         if batch.index is not None:
-            return batch.index.tolist()
+            return read_once(batch.index)
         loader, batch_size = self.loader, getattr(self.loader, "batch_size", None)
         if not isinstance(loader, DataLoader) or batch_size is None:
             return None

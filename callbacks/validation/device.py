@@ -1,9 +1,13 @@
 """What was made on a device, brought to the CPU."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+# What was read last: several callbacks ask for the index of the same batch.
+_read: tuple[Callable[[], Tensor | None], list[int]] = (lambda: None, [])
 
 
 def bring(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -19,3 +23,11 @@ def bring(tensors: Sequence[Tensor]) -> list[Tensor]:
         part.view(tensor.shape).to(tensor.dtype)
         for part, tensor in zip(parts, tensors, strict=True)
     ]
+
+
+def read_once(index: Tensor) -> list[int]:
+    """Whole numbers `(batch,)`; the device is waited for by the first who asks."""
+    global _read
+    if _read[0]() is not index:
+        _read = weakref.ref(index), index.tolist()
+    return _read[1]
