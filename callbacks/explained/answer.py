@@ -29,13 +29,14 @@ class Answer:
     Attributes:
         is_one_logit: whether two classes were made of one number.
         num_classes: how many the data names, 0 if it does not.
+        number: what to pass as `target` where one number is no logit.
         choice: which of several answers is explained, for the log.
     """
 
     def __init__(self, target: Target | None, activation: str) -> None:
         self._target, self.activation = target, activation
         self._is_told, self.is_one_logit = bool(activation), False
-        self.num_classes, self.choice = 0, ""
+        self.num_classes, self.choice, self.number = 0, "", "…"
 
     def __call__(self, output: Any) -> Tensor:
         """The scores, `(batch, num_scores)`.
@@ -55,6 +56,10 @@ class Answer:
                 + (", and with maps target_layer=" if _is_map(output) else "")
             )
         self.is_one_logit = logits.shape[1] == 1
+        plain = isinstance(output, Tensor)
+        self.number = (
+            f"lambda output: output{'[:, 0]' if output.ndim == 2 else ''}" if plain else "…"
+        )
         if not self.is_one_logit:
             return logits
         if not self._is_told and ends_in_shares(logits):
@@ -76,7 +81,7 @@ class Answer:
         if not wanted and len({one.shape[1] for one in found}) > 1:
             raise RefusalError(
                 f"returns several answers, {' and '.join(map(what_is, found))}, and nothing tells "
-                "which are the scores: GradCAM(target=lambda output: output[1]) does"
+                "which are the scores: GradCAM(target=lambda output: output[0]), or another, does"
             )
         place = wanted[0] if wanted else 0
         self.choice = f"answer {place + 1} of {len(found)}"

@@ -30,6 +30,7 @@ class Explained:
         views: view to class number, in the order of `maps`.
         label: the true class, or None where the batch does not tell.
         probabilities: `(num_classes,)`.
+        predicted: the class of the highest score: two probabilities may round to 1.
         made_by: layer, grid and method, for the record.
         rank: its place among those that are shown, where they are not the same every time.
     """
@@ -41,13 +42,9 @@ class Explained:
     views: dict[str, int]
     label: int | None
     probabilities: npt.NDArray[np.float32]
+    predicted: int
     made_by: dict[str, Any]
     rank: int | None = None
-
-    @property
-    def predicted(self) -> int:
-        """The class of highest probability."""
-        return int(self.probabilities.argmax())
 
     def find_problem(self, place: int) -> str:
         """Why there is nothing to see in the map of one view, or an empty line."""
@@ -132,7 +129,7 @@ def find_views(
         return {"target": logits.new_zeros(batch, dtype=torch.long)}, []
     for view in wanted:
         if view == "predicted":
-            views[view] = logits.detach().nan_to_num().argmax(1)
+            views[view] = find_predicted(logits)
         elif view == "true":
             if labels is None:
                 problems.append(
@@ -212,7 +209,7 @@ def bring_maps(kept: Sequence[KeptMaps]) -> tuple[list[Explained], list[str]]:
     problems: list[str] = []
     for part in kept:
         images, maps, table, labels, scores, span = (next(tensors) for _ in part.tensors)
-        probabilities = part.answer.probabilities(scores)
+        probabilities, predicted = part.answer.probabilities(scores), find_predicted(scores)
         photos, classes = part.pixels.to_pixels(images, span), table.tolist()
         problems += _find_wrong_labels(part.views, labels.tolist(), probabilities.shape[1])
         for place, index in enumerate(part.indices):
@@ -230,6 +227,7 @@ def bring_maps(kept: Sequence[KeptMaps]) -> tuple[list[Explained], list[str]]:
                     views=views,
                     label=label if label >= 0 else None,
                     probabilities=probabilities[place].numpy(),
+                    predicted=int(predicted[place]),
                     made_by=part.made_by,
                 )
             )
@@ -249,6 +247,11 @@ def _find_wrong_labels(views: Sequence[str], labels: Sequence[int], num_classes:
     if -1 in labels:
         return ["has no view of the true class for images without a label, or with several"]
     return []
+
+
+def find_predicted(scores: Tensor) -> Tensor:
+    """The class of the highest of scores `(batch, num_classes)`, `(batch,)`."""
+    return scores.detach().nan_to_num().argmax(1)
 
 
 def merge(parts: Sequence[Sequence[Explained]]) -> list[Explained]:

@@ -186,8 +186,7 @@ class Recorder:
         if answer.is_one_logit and (labels is None or (is_new and not _are_yes_or_no(labels))):
             return (
                 f"needs a logit for each class, `{name}` returns one number an image and no labels "
-                "of 0 and 1 tell two classes: GradCAM(target=lambda output: output[:, 0]) explains "
-                "the number"
+                f"of 0 and 1 tell two classes: GradCAM(target={answer.number}) explains the number"
             )
         if labels is not None and len(labels) != num_images:
             return (

@@ -115,7 +115,7 @@ class ShownMaps:
         logits, labels = recorded.logits, recorded.labels
         if self._surest is not None:
             positions, problem = self._surest.choose(
-                positions, answer.probabilities(logits), labels, index, self.explained
+                positions, answer.probabilities(logits), logits, labels, index, self.explained
             )
             if not positions:
                 return [problem] if problem else []

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from litcam.callbacks.explained.maps import Explained
+from litcam.callbacks.explained.maps import Explained, find_predicted
 
 SHOW = ("fixed", "wrong", "changed")
 
@@ -30,6 +30,7 @@ class Surest:
         self,
         places: Mapping[int, int],
         probabilities: Tensor,
+        scores: Tensor,
         labels: Tensor | None,
         dataloader_idx: int,
         explained: Sequence[Explained],
@@ -39,6 +40,7 @@ class Surest:
         Args:
             places: every row of the batch with its dataset index.
             probabilities: `(batch, num_classes)`.
+            scores: what they were made of.
             labels: class numbers `(batch,)`, -1 where there is none, or None.
             dataloader_idx: which loader the batch came from.
             explained: what was shown before in this validation.
@@ -50,7 +52,7 @@ class Surest:
             return {}, f"shows no images that are {self._show}: a target has no classes"
         if self._show == "wrong" and labels is None:
             return {}, "shows no wrong images: the batch has no labels"
-        highest, classes = (found.tolist() for found in probabilities.max(1))
+        highest, classes = probabilities.amax(1).tolist(), find_predicted(scores).tolist()
         true = [-1] * len(classes) if labels is None else labels.tolist()
         enough = [image for image in explained if image.dataloader_idx == dataloader_idx]
         least = min(map(_sureness, enough)) if len(enough) >= self._num_images else -1.0

@@ -66,14 +66,15 @@ class Pixels:
         if self.own is not None:
             return _as_bytes(_check(self.own(images), images))
         known = len(self.mean) == len(self.std) == images.shape[1]
-        if low >= 0 and not (known and self.given):
+        # Not of pixels in [0, 1]: of bytes, as Caffe has them, or of what a sensor counts.
+        others = known and max(*self.mean, *self.std) > 1
+        if low >= 0 and not (known and (self.given or others)):
             # Normalised photos have values below zero: these are still pixels.
             images, self.source = images / (255 if high > 1 else 1), "none needed"
         elif known:
             mean, std = (rearrange(torch.tensor(v), "c -> c 1 1") for v in (self.mean, self.std))
             images = images * std + mean
-            if max(self.mean) > 1:
-                # Not of pixels in [0, 1]: bytes, as Caffe has them, or what a sensor counts.
+            if others:
                 bytes_ = max(self.mean) < 256 and images.amax() < 300
                 images = images / 255 if bytes_ else _stretch(images)
                 units = "" if bytes_ else ", in other units than pixels: min-max"

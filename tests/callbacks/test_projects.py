@@ -58,6 +58,16 @@ def test_what_a_later_batch_tells_holds_for_earlier_ones(tmp_path):
         assert line["probability"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_two_sure_answers_are_told_apart_by_their_scores(tmp_path):
+    """CovidPrognosis: where two sigmoids round to 1, the caption named another class."""
+    module = Loads(SmallCNN(), TensorDataset(make_images(8)[0], torch.ones(8, 3)))
+    nn.init.zeros_(module.net[-1].weight)
+    module.net[-1].weight.data += torch.randn(3, 12) * 1e-3
+    module.net[-1].bias.data = torch.tensor([90.0, 10.0, 95.0])
+    for line in validate(module, tmp_path, GradCAM(classes=["predicted"])):
+        assert line["predicted"] == line["class"] == 2
+
+
 class Satellite(pl.LightningDataModule):
     """As torchgeo's: mean and std as a sensor counts."""
 
@@ -71,9 +81,10 @@ class Satellite(pl.LightningDataModule):
 
 
 @pytest.mark.parametrize("units", [255.0, 4000.0], ids=["bytes", "reflectance"])
-def test_other_units_than_pixels_are_no_white_pictures(units, tmp_path, caplog):
+@pytest.mark.parametrize("centred", [True, False])
+def test_other_units_than_pixels_are_no_white_pictures(units, centred, tmp_path, caplog):
     images = make_images(8)[0].mul(0.2).add(0.5).clamp(0, 1)
-    mean, std = (0.5 * units,) * 3, (0.2 * units,) * 3
+    mean, std = ((0.5 * units if centred else 0.5),) * 3, (0.2 * units,) * 3
     data = Satellite(images * units, mean, std)
     line = validate(Loads(SmallCNN()), tmp_path, datamodule=data)[0]
     photo = np.asarray(Image.open(tmp_path / "gradcam" / line["file"]))[:, :224]

@@ -1,0 +1,45 @@
+"""Runs on a second device, without a GPU: nothing is on the wrong one, and who waits for it.
+
+It lives in the CPU's memory. Tensors of two devices in one operation raise as they do on CUDA, and
+whatever would make the CPU wait is counted with its line.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("c++") and shutil.which("ninja")),
+        reason="the second device is compiled: it needs a C++ compiler and ninja",
+    ),
+]
+
+
+def run(kind, folder):
+    command = [sys.executable, str(HERE / "run_on_second_device.py"), kind]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["classifier", "mixup", "vit", "swin", "cnn"])
+def test_no_wait_in_a_step_and_one_in_a_validation_batch(kind, tmp_path):
+    found = run(kind, tmp_path)
+    assert found["waits"]["train"] == 0, found["lines"]
+    assert found["waits"]["batch"] <= 1, found["lines"]
+    # A handful: the gatherings of a validation's end.
+    assert found["waits"]["end"] <= 12, found["lines"]
+
+
+def test_metrics_that_ask_again_run_there_too(tmp_path):
+    found = run("costly", tmp_path)
+    assert {"val/gradcam/road", "val/gradcam/deletion"} <= set(found["metrics"])
+    assert found["waits"]["train"] == 0
