@@ -209,7 +209,7 @@ class GradCAM(EachValidation):
     ) -> None:
         """Takes the hooks off and makes the maps."""
         positions, self._positions = self._positions, {}
-        if self._recorder is None:
+        if self._failed or self._recorder is None:
             return
         recorded, problem = self._recorder.stop(learn=bool(positions))
         if self._recorder.refusal:
