@@ -159,7 +159,10 @@ def test_ctrl_c_ends_calmly_and_last_goes_on(tmp_path):
         while not last.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()  # else it would train on beside all later tests
     text = (tmp_path / "said").read_text()
     assert last.exists(), text
     assert "Traceback" not in text
