@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from litcam.explain.forward.untouched import (
     shielding,
 )
 from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
-from litcam.explain.layers.order import check_order
+from litcam.explain.layers.order import Order, check_order
 from litcam.explain.layers.survey import Call, find_layer
 from litcam.explain.networks import copy_inference, detach, find_images, run_eagerly
 from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
@@ -25,6 +26,9 @@ from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
 _running: list["Recording"] = []
 # Where images are that one of them has copied, and where those were that it copied.
 _copied: dict[int, int] = {}
+
+# What the image has told of a layer's tokens: asked once, and not by every `CAM` of a loop.
+_orders: WeakKeyDictionary[nn.Module, dict[Any, Order]] = WeakKeyDictionary()
 
 
 class Recording:
@@ -202,8 +206,12 @@ class Recording:
         """Tokens have to be those of the image's patches; what has rows and columns is believed."""
         self._checked = True
         if layer.layout.kind == "tokens":
-            with torch.no_grad():
-                order = check_order(self.network, call, layer)
+            known = _orders.setdefault(layer.module, {})
+            about = tuple(call.images.shape[1:]), layer.layout
+            if about not in known:
+                with torch.no_grad():
+                    known[about] = check_order(self.network, call, layer)
+            order = known[about]
             if order.problem:
                 self.failure = self._refusal = f"layer {layer.name}: {order.problem}"
             self.layer = TargetLayer(layer.name, layer.module, order.layout, layer.reason)

@@ -441,6 +441,17 @@ def test_a_survey_is_of_two_images_and_the_last_layers(family):
     assert cam(0).shape[0] == 7
 
 
+def test_tokens_are_held_against_the_image_once_and_not_by_every_cam():
+    network, calls = make("vit"), []
+    forward = network.patch_embed.forward
+    network.patch_embed.forward = lambda x: calls.append(len(x)) or forward(x)
+    for _ in range(3):
+        with CAM(network, target_layer=LAYERS["vit"]) as cam, torch.no_grad():
+            network(images(7))
+        assert cam(0).any()
+    assert calls.count(7) == 3 and calls[-2:] == [7, 7]
+
+
 def test_a_tensor_changed_in_place_under_the_gradient_is_an_error_and_not_a_wrong_map():
     class Spoilt(nn.Module):
         def __init__(self):
