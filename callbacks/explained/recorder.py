@@ -77,6 +77,7 @@ class Recorder:
         # One for each loader: a step may do something else with another loader's batches.
         self._cams: dict[int, CAM] = {}
         self._known: dict[nn.Module, TargetLayer] = {}
+        self._names: dict[nn.Module, str] = {}
         self._cam: CAM | None = None
         self._finder: Finder | None = None
         self._given = find_module(root, network, "network")[1] if network else None
@@ -166,7 +167,10 @@ class Recorder:
 
     def _name_of(self, network: nn.Module) -> str:
         """The dotted name of `network` in the LightningModule, empty for itself."""
-        return next((name for name, part in self._root.named_modules() if part is network), "")
+        if network not in self._names:
+            named = self._root.named_modules()
+            self._names[network] = next((name for name, part in named if part is network), "")
+        return self._names[network]
 
     def _make(self, network: nn.Module) -> CAM:
         layer = self._known.get(unwrap(network), self._layer)

@@ -49,6 +49,7 @@ class ShownMaps:
         self._classes, self._num_images, self._indices = classes, num_images, indices
         self._pixels = pixels
         self._chosen: dict[int, ShownImages] = {}
+        self._num_classes: dict[int, int] = {}
         self._seen: dict[int, set[int]] = {}
         self._surest = None if show == "fixed" else Surest(show, num_images)
         self._show = show
@@ -94,8 +95,11 @@ class ShownMaps:
 
     def count_classes(self, trainer: pl.Trainer, dataloader_idx: int) -> int:
         """How many classes the data names; 0 if it names none."""
-        loader = self._choose(trainer, dataloader_idx).loader
-        return len(Names.find(trainer, find_dataset(loader)).classes)
+        if dataloader_idx not in self._num_classes:
+            loader = self._choose(trainer, dataloader_idx).loader
+            names = Names.find(trainer, find_dataset(loader))
+            self._num_classes[dataloader_idx] = len(names.classes)
+        return self._num_classes[dataloader_idx]
 
     def add(self, trainer: pl.Trainer, recorded: Recorded, positions: dict[int, int]) -> list[str]:
         """Makes the maps of the images of one recorded batch.
