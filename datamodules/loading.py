@@ -1,11 +1,14 @@
 """Batches of images, read ahead by worker processes."""
 
 import os
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
@@ -19,6 +22,9 @@ __all__ = ["EvalLoader", "TrainLoader", "collate", "num_cores"]
 
 BROKEN = "broken"
 BLOCK = 4096
+# A worker that is forked while a thread of the process group gives back the last collective's
+# tensors can wait for ever (cpython#112275, mended in 3.11.10). So long they are given for it.
+SETTLE = 0.02 if sys.version_info < (3, 11, 10) else 0.0
 
 
 def collate(samples: Sequence[dict[str, Tensor] | Broken]) -> dict[str, Any]:
@@ -133,6 +139,8 @@ class EvalLoader:
         follower, taken = self.dataset.follow(images), 0
         self._queue.draws, self._queue.asked = draws, 0
         self._reading.begin()
+        if self._batches.num_workers and dist.is_initialized():
+            time.sleep(SETTLE)
         try:
             batches = iter(self._batches)
             while True:

@@ -90,9 +90,14 @@ def test_two_nodes_train_validate_and_explain_as_one(folder):
     started = [
         start(folder, "both", *nodes, "--node-rank", str(rank), *FIT, *several) for rank in (0, 1)
     ]
-    for node in started:
-        said = node.communicate(timeout=110)[0]
-        assert node.returncode == 0, said
+    try:
+        for node in started:
+            said = node.communicate(timeout=110)[0]
+            assert node.returncode == 0, said
+    finally:  # a run that hangs is not left beside the tests that follow
+        for node in started:
+            node.terminate()
+            node.communicate()
     one, both = run_of(folder / "alone"), run_of(folder / "both")
     assert one[:3] == both[:3]
     assert both[0] == 2 * (2 * 8 + 1)
