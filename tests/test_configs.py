@@ -63,6 +63,7 @@ def test_a_file_parses_with_each_trainer(resolve, config, trainer):
     assert found["max_epochs"] == resolve(config)["trainer"]["max_epochs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_arm_of_a_sweep_parses(sweep, resolve, tmp_path):
     """As `wandb agent` would call it."""
