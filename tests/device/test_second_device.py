@@ -43,3 +43,21 @@ def test_metrics_that_ask_again_run_there_too(tmp_path):
     found = run("costly", tmp_path)
     assert {"val/gradcam/road", "val/gradcam/deletion"} <= set(found["metrics"])
     assert found["waits"]["train"] == 0
+
+
+def test_explain_gives_the_same_maps_and_waits_once_a_method(tmp_path):
+    found = run("explain", tmp_path)
+    cpu, there = found["cpu"], found["there"]
+    assert len(cpu) == 2 * 2 * 3 * 3
+    for mine, theirs in zip(cpu, there, strict=True):
+        assert (mine.pop("device"), theirs.pop("device")) == ("cpu", "twin:0")
+        assert mine.pop("file").split("/")[-1] == theirs.pop("file").split("/")[-1]
+        assert theirs == {
+            name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            for name, value in mine.items()
+        }
+    assert found["apart"] <= 2
+    # Of a second photo by two models: the probabilities, and the maps of each of three methods.
+    assert found["waits"]["second"] <= 2 * (1 + 3), found["lines"]
+    # With the first a layer is looked for.
+    assert found["waits"]["first"] <= 200
