@@ -1,0 +1,120 @@
+"""The benchmarks run on whatever device there is, and say so in one line where there is none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+PEERS = ("lightly", "torchcam", "captum", "litdata", "webdataset")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """They import each other by name, as `python benchmarks/cam.py` has it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
+            del sys.modules[name]
+
+
+def run(*words, path=""):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_command_for_a_gpu_runs_all_its_parts(tmp_path):
+    for name in PEERS:  # a bare machine has none of them
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on a bare machine')")
+    done = run("-m", "benchmarks", "--device", "cpu", "--small", path=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout
+    tables = done.stdout.split("\n### ")[1:]
+    rows = [[line for line in table.splitlines() if line.startswith("| ")][1:] for table in tables]
+    assert [len(each) for each in rows] == [2, 2 * 2 * 3, 6, 1]
+    # Maps of a CPU and of the same CPU.
+    assert all("| yes | 0.0e+00 | 0.0e+00 |" in row for row in rows[0])
+    assert "peak of cpu not known: no shares" in done.stdout
+
+
+@pytest.mark.slow
+def test_it_says_where_there_is_no_gpu():
+    done = run("-m", "benchmarks", "--gpu")
+    assert (done.returncode, done.stdout) == (1, "")
+    said = "benchmarks: there is no CUDA GPU here; --device cpu --small tries all parts\n"
+    assert done.stderr == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["cam.py", "validation.py"])
+def test_a_wrong_device_is_one_line(script):
+    done = run(f"benchmarks/{script}", "--device", "cuda:3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("litcam: device 'cuda:3' is not here: there are 0 CUDA devices")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_part_that_fails_is_a_row_and_the_rest_goes_on(scripts, capsys):
+    from gpu import Report
+
+    report = Report()
+    report.table("Title", "a", "b")
+    with report.attempt("first"):
+        raise RuntimeError("out of\nmemory")
+    with report.attempt("second"):
+        report.row("second", 1)
+    said = capsys.readouterr().out
+    assert "| first | failed: RuntimeError: out of memory |\n| second | 1 |" in said
+    assert report.failures == ["first"]
+
+
+def test_a_share_of_a_chip_that_is_known(scripts, monkeypatch):
+    import chips
+
+    assert chips.find_chip("NVIDIA H100 80GB HBM3").name == "H100 SXM"
+    assert chips.find_chip("NVIDIA A100-PCIE-40GB").name == "A100 40 GB"
+    for other in ("NVIDIA L40S", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 D"):
+        assert chips.find_chip(other) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    cuda = torch.device("cuda")
+    assert chips.tell_speed(989e12, 2.0, cuda) == "494.50 TFLOP/s, 50.0% of the peak"
+    assert chips.tell_speed(989e12, 2.0, CPU) == "494.50 TFLOP/s"
+    assert "H200 SXM: 989 TFLOP/s" in chips.tell_peak(cuda)
+
+
+def test_operations_are_counted_with_attention(scripts):
+    import chips
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    query = torch.randn(1, 2, 8, 16)
+    with torch.no_grad():
+        # Two products of 8 x 8 x 16 for each of two heads, a multiply-add being two.
+        assert chips.count_flops(lambda: attend(query, query, query)) == 2 * 2 * 2 * 8 * 8 * 16
+
+
+def test_a_stopwatch(scripts):
+    import time
+
+    from timing import Stopwatch, measure
+
+    watch = Stopwatch(CPU)
+    for _ in range(3):
+        watch.mark()
+        time.sleep(0.01)
+    assert all(0.01 <= span < 0.5 for span in watch.spans())
+    assert measure(lambda: time.sleep(0.01), CPU) >= 0.01
