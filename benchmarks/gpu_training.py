@@ -39,7 +39,7 @@ def train(plan: Plan, report: Report) -> None:
         *("training", "ms a step", "images/s", "speed", "peak memory (MiB)"),
     )
     cnn, vit, encoder = plan.trained
-    last = {"channels_last": True}
+    last: dict[str, Any] = {"channels_last": True}
     modules: dict[str, Any] = {
         f"Classifier {cnn}": lambda: Classifier(cnn, NUM_CLASSES),
         f"Classifier {cnn}, channels last": lambda: Classifier(cnn, NUM_CLASSES, **last),

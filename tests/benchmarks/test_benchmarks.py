@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +119,35 @@ def test_a_stopwatch(scripts):
         time.sleep(0.01)
     assert all(0.01 <= span < 0.5 for span in watch.spans())
     assert measure(lambda: time.sleep(0.01), CPU) >= 0.01
+
+
+def test_operators_of_a_batch_are_counted(scripts):
+    import chips
+    import operators
+
+    works = {way: operators.count("test_resnet", way, 4, 64) for way in operators.WAYS}
+    plain, unmeasured, measured = works.values()
+    network = timm.create_model("test_resnet").eval()
+    images = torch.randn(4, 3, 64, 64)
+    flops = chips.count_flops(torch.no_grad()(lambda: network(images)))
+    assert sum(work.flops for work in plain) == flops
+    # A batch without shown images is a plain one; one that is measured asks for so much more.
+    assert [work.name for work in unmeasured] == [work.name for work in plain]
+    assert 0 < len(measured) - len(plain) <= 250
+    bounds = [sum(work.num_bytes for work in each) for each in (plain, measured)]
+    assert bounds[0] < bounds[1] < 2 * bounds[0]
+    # What is carried on is what is there.
+    larger = [operators.count("test_resnet", "GradCAM()", batch, 64) for batch in (8, 12)]
+    carried = operators.carry_on(measured, larger[0], 12)
+    assert sum(work.flops for work in carried) == sum(work.flops for work in larger[1])
+    num_bytes = [sum(work.num_bytes for work in each) for each in (carried, larger[1])]
+    assert num_bytes[0] == pytest.approx(num_bytes[1], rel=0.01)
+
+
+def test_a_chip_that_is_misspelt(scripts):
+    import operators
+
+    with pytest.raises(ValueError, match="chip 'H100' does not exist; did you mean H100 SXM"):
+        operators.find_by_name("H100")
+    work = operators.Work("mm", flops=989e12, num_bytes=3.35e12, rounded=False)
+    assert work.seconds(operators.find_by_name("H100 SXM")) == 2

@@ -1,5 +1,7 @@
 """Trains and validates on the second device, and tells the waits of each kind of step as JSON.
 
+Besides, the operators of the last step of each kind: what a GPU would be asked to launch.
+
 python run_on_second_device.py classifier | mixup | costly | vit | swin | cnn | explain
 """
 
@@ -128,15 +130,17 @@ def fit(kind):
             callbacks=[first, *callbacks, last],
         )
         trainer.fit(module, SyntheticDataModule(num_train, num_val, batch_size=8))
-    waits, lines = {}, collections.Counter()
+    waits, operators, lines = {}, {}, collections.Counter()
     for name, all_of_them in watches.items():
         late = all_of_them[len(all_of_them) // EPOCHS :]
+        operators[name] = late[-1].ops
         for watch in late:
             found = count_waits(watch)
             waits[name] = waits.get(name, 0) + sum(found.values()) / len(late)
             lines.update({f"{name}: {line}": n for line, n in found.items()})
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {"waits": waits, "lines": lines.most_common(12), "metrics": metrics}
+    counted = {"waits": waits, "operators": operators, "lines": lines.most_common(12)}
+    return {**counted, "metrics": metrics}
 
 
 def explain():
