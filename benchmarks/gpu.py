@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,7 +87,7 @@ class Plan:
         data = InMemory(num_images, self.image_size, self.device)
         return DataLoader(data, self.batch, collate_fn=lambda batch: batch)
 
-    def trainer(self, folder: str, **options: Any) -> pl.Trainer:
+    def trainer(self, folder: str | Path, **options: Any) -> pl.Trainer:
         """A Trainer with the recipe of `trainer/gpu.yaml`, which writes next to nothing."""
         return pl.Trainer(
             **placed_on(self.device),
@@ -204,6 +205,7 @@ def validate(plan: Plan, report: Report) -> None:
         f"A validation of {plan.num_images} images at {plan.image_size}, batch of {plan.batch}, "
         f"{PRECISION}, median of {plan.rounds}",
         *("model", "way", "s", "×", "images/s", "speed of the plain forward", "peak memory (MiB)"),
+        "maps",
     )
     loader = plan.loader(plan.num_images)
     for name in plan.validated:
@@ -223,10 +225,12 @@ def validate_one(
     if compiled:
         network.compile(backend=plan.backend)
     module, seconds, memory = Validated(network), {way: list[float]() for way in WAYS}, {}
-    trainers = {way: plan.trainer(folder, callbacks=make()) for way, make in WAYS.items()}
+    folders = {way: Path(folder, str(number)) for number, way in enumerate(WAYS)}
+    trainers = {way: plan.trainer(folders[way], callbacks=make()) for way, make in WAYS.items()}
+    logged: dict[str, Any] = {}
 
     def call(way: str) -> None:
-        trainers[way].validate(module, loader, verbose=False)
+        (logged[way],) = trainers[way].validate(module, loader, verbose=False)
 
     for number in range(plan.rounds + 1):
         for way in WAYS:
@@ -243,7 +247,14 @@ def validate_one(
         speed = tell_speed(flops, plain, plan.device) if way == "plain" else ""
         kind = "compiled" if compiled else "eager"
         cells = f"{spent:.3g}", f"{ratio:.2f}", f"{plan.num_images / spent:.0f}", speed, memory[way]
-        report.row(name, f"{kind}, {way}", *cells)
+        report.row(name, f"{kind}, {way}", *cells, tell_maps(logged[way], folders[way]))
+
+
+def tell_maps(logged: dict[str, float], folder: Path) -> str:
+    """What was explained, so that a figure is not of a callback that gave up."""
+    drawn = len([*folder.rglob("gradcam/*/predicted-*.jpg")])
+    measured = any(name.startswith("val/gradcam/") for name in logged)
+    return f"{drawn} drawn, {'all' if measured else 'none'} measured"
 
 
 def main(args: Sequence[str] | None = None) -> None:

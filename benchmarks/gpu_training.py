@@ -136,8 +136,12 @@ def count_waits(plan: Plan, report: Report) -> None:
         finally:
             if mode == "warn":
                 torch.cuda.set_sync_debug_mode("default")
-    if plan.device.type != "cuda":
-        return
+    if plan.device.type == "cuda":
+        tell_waits(waits, epochs, report)
+
+
+def tell_waits(waits: Waits, epochs: int, report: Report) -> None:
+    """A row for each kind of step: the mean of the later epochs, and the lines that wait."""
     for kind, counts in waits.found.items():
         late = counts[len(counts) // epochs :]
         lines = [f"{line.split()[1]} ({n})" for line, n in waits.lines.items() if kind in line]

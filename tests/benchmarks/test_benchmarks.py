@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -48,6 +49,9 @@ def test_the_command_for_a_gpu_runs_all_its_parts(tmp_path):
     tables = done.stdout.split("\n### ")[1:]
     rows = [[line for line in table.splitlines() if line.startswith("| ")][1:] for table in tables]
     assert [len(each) for each in rows] == [2, 2 * 2 * 3, 6, 1]
+    eager = [row for row in rows[1] if "eager" in row]
+    maps = "0 drawn, none measured", "8 drawn, none measured", "8 drawn, all measured"
+    assert [row.split(" | ")[-1] for row in eager] == [f"{each} |" for each in 2 * maps]
     # Maps of a CPU and of the same CPU.
     assert all("| yes | 0.0e+00 | 0.0e+00 |" in row for row in rows[0])
     assert "peak of cpu not known: no shares" in done.stdout
@@ -119,6 +123,56 @@ def test_a_stopwatch(scripts):
         time.sleep(0.01)
     assert all(0.01 <= span < 0.5 for span in watch.spans())
     assert measure(lambda: time.sleep(0.01), CPU) >= 0.01
+
+
+def test_events_on_cuda(scripts, monkeypatch):
+    """No GPU here: what is called, and in which order."""
+    from timing import measure
+
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            calls.append(f"record in {stream}")
+
+        def synchronize(self):
+            calls.append("wait for the event")
+
+        def elapsed_time(self, end):
+            return 1500.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its stream")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: calls.append("wait"))
+    assert measure(lambda: calls.append("work"), torch.device("cuda")) == 1.5
+    record = "record in its stream"
+    assert calls == ["wait", record, "work", record, "wait for the event"]
+
+
+def test_waits_are_counted_by_kind_and_line(scripts, capsys):
+    from gpu import Report
+    from gpu_training import SYNC, Waits, tell_waits
+
+    log = []
+    waits = Waits(log)
+
+    def warn(text, line):
+        log.append(SimpleNamespace(message=text, filename="a/b/callbacks/c.py", lineno=line))
+
+    for epoch in range(3):
+        waits.first.on_train_batch_start()
+        warn("something else", 1)
+        waits.last.on_train_batch_end()
+        waits.first.on_validation_batch_start()
+        for _ in range(5 if epoch == 0 else 2):
+            warn(f"called a {SYNC}", 7)
+        waits.last.on_validation_batch_end()
+    tell_waits(waits, 3, Report())
+    rows = capsys.readouterr().out.splitlines()
+    assert rows == ["| train batch | 0.0 |  |", "| validation batch | 2.0 | callbacks/c.py:7 (9) |"]
 
 
 def test_operators_of_a_batch_are_counted(scripts):
