@@ -7,11 +7,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -24,6 +25,7 @@ from litcam.lightning_modules.sharding import (
     own_tensor,
     whole_state,
 )
+from litcam.lightning_modules.sync_batchnorm import keep_activations
 
 __all__ = ["FullyShardedStrategy"]
 
@@ -46,7 +48,8 @@ class FullyShardedStrategy(DDPStrategy):
         **kwargs: those of `lightning.pytorch.strategies.DDPStrategy` that are not of the wrapper.
 
     Raises:
-        ValueError: at the start of a run, with weight averaging or ``precision="16-mixed"``.
+        ValueError: at the start of a run, with weight averaging, ``precision="16-mixed"``,
+            ``sync_batchnorm`` on CPUs, or a loader without a batch for one of the processes.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -56,18 +59,11 @@ class FullyShardedStrategy(DDPStrategy):
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Divides the weights, after what cannot work was refused."""
-        fitting, callbacks = trainer.state.fn == "fit", trainer.callbacks  # type: ignore[attr-defined]
-        if fitting and any(isinstance(each, WeightAveraging) for each in callbacks):
-            raise ValueError(
-                "weight averaging (EMA) keeps a whole network, which strategy fsdp2 divides: leave "
-                "it out of trainer.callbacks, or train with --trainer trainer/ddp.yaml"
-            )
-        if trainer.precision == "16-mixed":
-            raise ValueError(
-                "precision 16-mixed does not work under strategy fsdp2, where a process sees only "
-                "its own part overflow: train with --trainer.precision bf16-mixed"
-            )
+        fitting = trainer.state.fn == "fit"
+        if fitting:
+            self._refuse(trainer)
         self._resting: list[tuple[dict[int, Any], int, Any]] = []
+        keep_activations(self)  # and the layers themselves, to which the parts belong
         if fitting or not isinstance(self.lightning_module, FSDPModule):
             super().setup(trainer)
             return
@@ -99,6 +95,27 @@ class FullyShardedStrategy(DDPStrategy):
             )
         self._divide()
         self.model = module
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """Refuses a loader that has batches for some processes only.
+
+        A process without a batch passes a validation over, and the others would wait for it.
+
+        Raises:
+            ValueError: on every process.
+        """
+        assert self.lightning_module is not None
+        if self.world_size > 1 and self.lightning_module.trainer.state.fn == "fit":
+            here = int(sized_len(dataloader) != 0)
+            told = torch.tensor([here, -here], device=self.root_device)
+            every, some = self.reduce(told, reduce_op="min").tolist()
+            if some and not every:
+                raise ValueError(
+                    "a loader has batches for some processes only, and under strategy fsdp2 those "
+                    "would wait for the others: give it a batch for every process, or train with "
+                    "--trainer trainer/ddp.yaml"
+                )
+        return super().process_dataloader(dataloader)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """One step, with the running statistics of the first process, as in DDP."""
@@ -164,6 +181,8 @@ class FullyShardedStrategy(DDPStrategy):
     def teardown(self) -> None:
         """Leaves the parts where they are: a mesh of GPUs has no tensors on a CPU."""
         module, self._lightning_module = self._lightning_module, None
+        if module is not None and self._layer_sync is not None:
+            self._layer_sync.revert(module)
         optimizers, self.optimizers = self.optimizers, []
         try:
             super().teardown()
@@ -171,6 +190,24 @@ class FullyShardedStrategy(DDPStrategy):
             self._lightning_module, self.optimizers = module, optimizers
 
     # Its parts
+
+    def _refuse(self, trainer: pl.Trainer) -> None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(each, WeightAveraging) for each in callbacks):
+            raise ValueError(
+                "weight averaging (EMA) keeps a whole network, which strategy fsdp2 divides: leave "
+                "it out of trainer.callbacks, or train with --trainer trainer/ddp.yaml"
+            )
+        if trainer.precision == "16-mixed":
+            raise ValueError(
+                "precision 16-mixed does not work under strategy fsdp2, where a process sees only "
+                "its own part overflow: train with --trainer.precision bf16-mixed"
+            )
+        if self._layer_sync is not None and self.root_device.type == "cpu" and self._statistics():
+            raise ValueError(
+                "sync_batchnorm=True needs GPUs, and this network has BatchNorm: train on CPUs "
+                "with --trainer.sync_batchnorm false"
+            )
 
     def _gather(self) -> None:
         """Makes weights whole, and keeps PyTorch's hooks from dividing them."""
@@ -204,19 +241,20 @@ class FullyShardedStrategy(DDPStrategy):
     @torch.no_grad()
     def _share_statistics(self) -> None:
         """Has every process the running means and variances of the first."""
-        assert self.lightning_module is not None
-        layers = [part for part in self.lightning_module.modules() if isinstance(part, _NormBase)]
-        # Over all processes they are the same already.
-        own = [layer for layer in layers if not isinstance(layer, nn.SyncBatchNorm)]
-        buffers = [
-            b for layer in own for b in layer.buffers(recurse=False) if b.is_floating_point()
-        ]
+        buffers = self._statistics()
         if self.world_size > 1 and buffers:
             together = torch.cat([buffer.float().flatten() for buffer in buffers])
             dist.broadcast(together, 0)
             parts = together.split([buffer.numel() for buffer in buffers])
             for buffer, part in zip(buffers, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
+
+    def _statistics(self) -> list[Tensor]:
+        """Running means and variances that are not over all processes already."""
+        assert self.lightning_module is not None
+        layers = [part for part in self.lightning_module.modules() if isinstance(part, _NormBase)]
+        own = [layer for layer in layers if not isinstance(layer, nn.SyncBatchNorm)]
+        return [b for layer in own for b in layer.buffers(recurse=False) if b.is_floating_point()]
 
 
 def _do_nothing(*args: Any) -> None:

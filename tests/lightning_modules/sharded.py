@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from litcam.callbacks import Coverage, EndTogether, GradCAM, Reconstructions, grad_cam
+from litcam.callbacks import Coverage, EndTogether, GradCAM, Neighbours, Reconstructions, grad_cam
 from litcam.callbacks.explained.shown_maps import log_maps
 from litcam.datamodules import ImageNetDataModule
 from litcam.lightning_modules import MAE, Classifier
@@ -58,10 +58,10 @@ class Data(pl.LightningDataModule):
     num_classes, image_size, mean, std = 2, 64, (0.45,) * 3, (0.23,) * 3
     class_names = ("cat", "dog")
 
-    def __init__(self, folder, batch):
+    def __init__(self, folder, batch, num_val=9):
         super().__init__()
         self.batch = batch
-        self.train, self.val = Photos(f"{folder}/train", 24), Photos(f"{folder}/val", 9)
+        self.train, self.val = Photos(f"{folder}/train", 24), Photos(f"{folder}/val", num_val)
 
     def _load(self, photos):
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -101,7 +101,7 @@ class Watch(pl.Callback):
 
 def main(
     family, folder, photos, mae=False, imagenet=False, every=3, options=None, epochs=2, resume=None,
-    **given,
+    num_val=9, checkpointing=False,     **given,
 ):  # fmt: skip
     pl.seed_everything(0, verbose=False)
     name, args = FAMILIES[family]
@@ -114,6 +114,7 @@ def main(
         name, backbone_args=args, scale_lr=False, warmup_epochs=0, **sizes, **(options or {})
     )
     shown = Reconstructions(num_images=3, steps=[2]) if mae else GradCAM(indices=[0, 3, 4, 7, 8])
+    shown = [shown, *([Neighbours()] if mae else [])]
     keep = ModelCheckpoint(
         f"{folder}/kept",
         save_last=True,
@@ -123,7 +124,7 @@ def main(
     )
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, default_root_dir=folder, logger=False,
-        callbacks=[shown, Coverage(), EndTogether(), watch, keep], use_distributed_sampler=False,
+        callbacks=[*shown, Coverage(), EndTogether(), watch, keep], use_distributed_sampler=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, **given,
     )  # fmt: skip
     if not mae:
@@ -133,13 +134,16 @@ def main(
             log_maps(trainer, explained, *rest)
 
         grad_cam.log_maps = log_and_keep
-    data = Data(photos, batch=8)
+    data = Data(photos, batch=8, num_val=num_val)
+    module.allow_zero_length_dataloader_with_multiple_devices = True
     if imagenet:
         trainer.limit_val_batches = 1
         data = ImageNetDataModule(
             photos, batch_size=8 // world, num_workers=0, image_size=64, images_per_class=12,
             backbone=name,
         )  # fmt: skip
+    if checkpointing:
+        module.backbone.set_grad_checkpointing()
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=False)
     except SIGTERMException:

@@ -231,13 +231,22 @@ def test_one_process_alone(photos, tmp_path, warned):
     ("given", "message"),
     [
         ({"callbacks": [EMAWeightAveraging()]}, "weight averaging .* --trainer trainer/ddp.yaml"),
+        ({"sync_batchnorm": True}, "has BatchNorm: .* --trainer.sync_batchnorm false"),
         ({"plugins": [SCALED]}, "precision 16-mixed .* --trainer.precision bf16-mixed"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_in_a_line(given, message, photos, tmp_path):
     trainer = make(strategy="fsdp2", default_root_dir=tmp_path, **given)
+    module = Classifier("resnet10t", 2, warmup_epochs=0)
     with pytest.raises(ValueError, match=message):
-        trainer.fit(make_module(), Data(photos, batch=4))
+        trainer.fit(module, Data(photos, batch=4))
+
+
+@pytest.mark.slow
+def test_a_process_without_a_validation_batch_is_refused_and_waited_for_by_none(photos, tmp_path):
+    said = run({"late": {"family": "vit", "num_val": 1}}, tmp_path, photos, 2, fails=True)
+    for rank in range(2):
+        assert f"[rank{rank}]: ValueError: a loader has batches for some processes only" in said
 
 
 @pytest.mark.parametrize(
