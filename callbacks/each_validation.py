@@ -49,7 +49,10 @@ class EachValidation(Callback):
         strategy = "" if self._works_sharded else find_sharding(trainer)
         if strategy:
             self._off = True
-            rank_zero_info(f"{type(self).__name__} is off under {strategy}: it is untested there")
+            rank_zero_info(
+                f"{type(self).__name__} is off under {strategy}, where no process has the whole "
+                "network; it works under strategy fsdp2 (--trainer trainer/fsdp.yaml) and ddp"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Asks whether every process will validate: later those that do not cannot be asked."""

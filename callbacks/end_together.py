@@ -130,7 +130,7 @@ def _name(returncode: int) -> str:
 
 def _is_sharded(trainer: pl.Trainer) -> bool:
     name = type(trainer.strategy).__name__
-    return any(kind in name for kind in ("FSDP", "DeepSpeed", "ModelParallel"))
+    return any(kind in name for kind in ("FSDP", "FullySharded", "DeepSpeed", "ModelParallel"))
 
 
 def _save_no_more(callback: Checkpoint) -> None:

@@ -21,7 +21,7 @@ from litcam.callbacks.notes import never_kills
 from litcam.callbacks.places.pictures import current_step, gather, picture_folder
 from litcam.callbacks.places.sending import log_images
 from litcam.callbacks.validation.batch import Reading
-from litcam.callbacks.validation.beside import fetch_images, untouched
+from litcam.callbacks.validation.beside import fetch_images, untouched, whole_weights
 from litcam.callbacks.validation.chosen import (
     ShownImages,
     check_indices,
@@ -86,6 +86,7 @@ class Reconstructions(EachValidation):
         self._waiting: list[KeptReconstructions] = []
         self._kept: dict[int, Tensor] = {}
         self._drawn: set[int] = set()
+        self._asked: set[int] = set()
         self._choice = ""
 
     # The run
@@ -168,12 +169,15 @@ class Reconstructions(EachValidation):
     ) -> None:
         """Draws after each of `steps`, on rank zero: it has the images of all."""
         step = trainer.global_step
-        if step not in self.steps or step in self._drawn or not trainer.is_global_zero:
+        # A step of several batches is asked for once, and alike on every process.
+        if self._off or step not in self.steps or step in self._asked:
             return
-        if not self._off:
-            self._draw_step(trainer, pl_module)
-            self._notes.warn(self._problems)
-            self._problems = []
+        self._asked.add(step)
+        with whole_weights(trainer):
+            if trainer.is_global_zero:
+                self._draw_step(trainer, pl_module)
+                self._notes.warn(self._problems)
+                self._problems = []
 
     @property
     def state_key(self) -> str:

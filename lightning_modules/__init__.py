@@ -1,6 +1,7 @@
 """What is trained: classifiers over any timm backbone, and masked autoencoders of it."""
 
 from litcam.lightning_modules.classifier import Classifier
+from litcam.lightning_modules.fully_sharded import FullyShardedStrategy
 from litcam.lightning_modules.mae import MAE
 
-__all__ = ["MAE", "Classifier"]
+__all__ = ["MAE", "Classifier", "FullyShardedStrategy"]

@@ -22,6 +22,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from litcam.lightning_modules.backbones import quiet_resampling
+from litcam.lightning_modules.sharding import whole_state
 
 __all__ = ["load_encoder", "read_facts", "read_tensors", "save_encoder", "save_pretrained"]
 
@@ -31,19 +32,30 @@ _PREFIXES = ("encoder.", "backbone.")
 _DECODER = ("decoder_", "mask_token")
 
 
-def save_encoder(encoder: nn.Module, file: str | Path, facts: dict[str, Any] | None = None) -> Path:
+def save_encoder(
+    encoder: nn.Module,
+    file: str | Path,
+    facts: dict[str, Any] | None = None,
+    *,
+    write: bool = True,
+) -> Path:
     """Write a timm model's state dict to a safetensors file, whole or not at all.
+
+    Under ``fully_shard`` a collective: every process comes here, and one of them writes.
 
     Args:
         encoder: the model.
         file: where to.
         facts: what it was made with, for `read_facts`; plain values.
+        write: whether this process does.
     """
-    file = Path(file)
+    file, state = Path(file), whole_state(encoder, keep=write)
+    if not write:
+        return file
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.partial")
     # Copies: safetensors refuses tensors that share memory.
-    tensors = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
+    tensors = {key: value.detach().cpu().clone() for key, value in state.items()}
     # The format's metadata are strings.
     told = {} if facts is None else {"litcam": json.dumps(facts)}
     save_file(tensors, partial, metadata={"format": "pt", **told})
@@ -69,6 +81,8 @@ def read_facts(file: str | Path) -> dict[str, Any]:
 def save_pretrained(module: Any) -> Path | None:
     """Write what a masked autoencoder learned beside its checkpoints, on rank zero.
 
+    Every process comes here: none of them may have the whole weights.
+
     Three files: ``encoder.safetensors`` (timm's keys, for ``Classifier(encoder=FILE)`` or timm
     itself), ``decoder.safetensors``, and ``encoder.json`` with what they were made with. The
     encoder's file tells the same in its metadata, for when it travels alone.
@@ -77,11 +91,16 @@ def save_pretrained(module: Any) -> Path | None:
         module: a `MAE` under a trainer.
 
     Returns:
-        The encoder's file, or None where the run keeps no checkpoints.
+        The encoder's file, or None where the run keeps no checkpoints or another process writes.
     """
     trainer: pl.Trainer = module.trainer
     folder = getattr(trainer.checkpoint_callback, "dirpath", None)
-    if folder is None or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+    if folder is None or getattr(trainer, "fast_dev_run", False):
+        return None
+    folder, write = Path(folder), trainer.is_global_zero
+    save_encoder(module.decoder, folder / "decoder.safetensors", write=write)
+    if not write:
+        save_encoder(module.encoder, folder / "encoder.safetensors", write=False)
         return None
     data, config = getattr(trainer, "datamodule", None), module.encoder.pretrained_cfg
     names = "backbone backbone_args image_size mask_ratio norm_pix_loss loss"
@@ -96,9 +115,8 @@ def save_pretrained(module: Any) -> Path | None:
         "step": trainer.global_step,
         "timm": timm.__version__,
     }
-    save_encoder(module.decoder, Path(folder) / "decoder.safetensors")
-    (Path(folder) / "encoder.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return save_encoder(module.encoder, Path(folder) / "encoder.safetensors", facts)
+    (folder / "encoder.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return save_encoder(module.encoder, folder / "encoder.safetensors", facts)
 
 
 def load_encoder(model: nn.Module, file: str | Path) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 __all__ = ["NonFiniteError", "StepGuard"]
 
 
-# A process sees its own shard alone, and would stop without the others.
+# A process sees its own shard alone, and would stop without the others. `FullyShardedStrategy` is
+# none of these: there the norm of all shards is asked for.
 SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 # Devices on which looking costs nothing.
 WAITS_FOR_NOTHING = ("cpu",)
@@ -47,7 +49,8 @@ class StepGuard:
 
     On a CPU the run stops before the step. On an accelerator looking makes the CPU wait for it at
     every step; there a fused optimiser is told on the device to leave the step out, and the run
-    stops when it next looks: every `LOOK_EVERY` steps, and at the end of an epoch.
+    stops when it next looks: every `LOOK_EVERY` steps, and at the end of an epoch. Where gradients
+    are divided among processes (`FullyShardedStrategy`) it looks at every step on any device.
     """
 
     def __init__(self) -> None:
@@ -77,10 +80,13 @@ class StepGuard:
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if not gradients:
             return
-        bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # Then it is of all processes' parts, and the same on each of them.
+        divided = isinstance(norm, DTensor)
+        bad = ~(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()
         rate = max(group["lr"] for group in optimizer.param_groups)
         step = Step(trainer.global_step, float(rate), self._loss, self._index)
-        if scaled or bad.device.type in WAITS_FOR_NOTHING or not is_fused(optimizer):
+        if scaled or divided or bad.device.type in WAITS_FOR_NOTHING or not is_fused(optimizer):
             if bad:
                 raise NonFiniteError(_describe(step, trainer, "this step was not taken"))
             return

@@ -1,7 +1,7 @@
 """A forward beside training and validation that leaves both as they were."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -61,6 +61,12 @@ def takes_iterator(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     """Whether the step takes its batches itself, so that nobody else knows which."""
     step = module.test_step if trainer.testing else module.validation_step
     return "dataloader_iter" in signature(step).parameters
+
+
+def whole_weights(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    """The whole network on each process meanwhile, where each has but a part. All come here."""
+    held: AbstractContextManager[None] = getattr(trainer.strategy, "whole_weights", nullcontext)()
+    return held
 
 
 def find_sharding(trainer: pl.Trainer) -> str:
