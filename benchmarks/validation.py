@@ -3,6 +3,7 @@
     python benchmarks/validation.py                         # ResNet-34 and Swin-B, as a table
     python benchmarks/validation.py --models resnet34 vit_base_patch16_224 --rounds 3
     python benchmarks/validation.py --device cuda --precision bf16 --batch 128 --without_peers
+    python benchmarks/validation.py --compile --without_peers   # beside a compiled validation
 
 Images, labels and masks lie in the device's memory, so that loading costs next to nothing. Every
 way validates all of them; times are of `trainer.validate`, with what a callback computes, draws and
@@ -10,8 +11,8 @@ writes at its end. All ways run in one process, interleaved, and the figures are
 rounds' ratios to the plain validation of the same round. The ways:
 
 - GradCAM(): every image explained, pointing game, energy inside, sparseness, drift and blank maps
-  of all of them, pictures of eight. The layer is named; a run that looks for it does so once, in
-  its first validation, which is the second column.
+  of all of them, pictures of eight. Network and layer are named; a run that looks for them does so
+  once, in its first validation, which is the second column.
 - GradCAM(metrics=()): only the eight shown images, which lie in the first batch here. That is one
   of a few batches; of a validation of thousands it is next to nothing.
 - the peers, in a callback of their own that explains each batch again after the validation step,
@@ -46,6 +47,8 @@ from litcam.commands.errors import in_one_line
 from litcam.explain import EnergyInside, PointingGame
 
 Explain = Callable[[Tensor, Tensor], Tensor]
+# Without peers only.
+SMALLER = {"vit_small_patch16_224": "blocks.11.norm1", "swin_tiny_patch4_window7_224": "norm"}
 PRECISIONS: dict[str, Any] = {"32-true": "32-true", "bf16": "bf16-mixed"}  # Lightning's names
 WAYS = (
     "plain",
@@ -154,15 +157,16 @@ def find_peer(way: str, name: str, network: nn.Module) -> Explain:
 
 def find_callbacks(way: str, name: str, network: nn.Module) -> list[pl.Callback]:
     """What the trainer gets to explain its validation in this way."""
+    named = {"network": "network", "target_layer": SMALLER.get(name) or LAYERS[name]}
     match way:
         case "plain":
             return []
         case "GradCAM(), first validation":
             return [GradCAM()]
         case "GradCAM()":
-            return [GradCAM(target_layer=f"network.{LAYERS[name]}")]
+            return [GradCAM(**named)]
         case "GradCAM(metrics=())":
-            return [GradCAM(target_layer=f"network.{LAYERS[name]}", metrics=(), indices=range(8))]
+            return [GradCAM(**named, metrics=(), indices=range(8))]
     return [SecondPass(find_peer(way, name, network))]
 
 
@@ -170,6 +174,8 @@ def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str
     """For each way the ratio to the plain validation, its seconds, and what it measured."""
     network = timm.create_model(name)
     module, device = Validated(network), options.device
+    if options.compile:
+        network.compile()
     data = InMemory(options.batch * options.batches, options.image_size, device)
     loader = DataLoader(data, options.batch, collate_fn=lambda batch: batch)
     trainers = {
@@ -242,6 +248,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true")
+    parser.add_argument("--compile", action="store_true", help="the network by torch.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/validation.json"))
     parser.add_argument("--without_peers", action="store_true")
     options = parser.parse_args()
@@ -253,7 +260,8 @@ def main() -> None:
     machine = describe_machine(options.device)
     print(
         f"{options.batches} batches of {options.batch} at {options.image_size}, "
-        f"{options.precision}, {options.threads} threads, {options.rounds} rounds; {machine}; "
+        f"{options.precision}, {'compiled, ' if options.compile else ''}{options.threads} threads, "
+        f"{options.rounds} rounds; {machine}; "
         f"{tell_peak(options.device)}\n"
     )
     columns = ["model", "plain (s)", "plain, speed", *(f"{way} (×)" for way in options.ways[1:])]
