@@ -94,14 +94,15 @@ def ran(tmp_path_factory):
 def test_two_processes_train_and_explain_as_one(ran, name):
     one, two = (read(ran[0] / world / name) for world in ("one", "two"))
     assert two["losses"] == pytest.approx(one["losses"], abs=2e-6)
-    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
-    assert two["tested"] == pytest.approx(one["tested"], abs=1e-4)
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+    assert two["tested"] == pytest.approx(one["tested"], abs=1e-5)
     # One of them validates two batches and the other one: every image is counted.
     assert two["metrics"]["val/images_unique"] == 9
     assert two["metrics"]["train/images_unique"] == 24
     assert read(ran[0] / "two" / name, rank=1)["losses"] == two["losses"]
+    assert two["held"] < 0.56 * one["held"]
     one, two = (load(ran[0] / world / name) for world in ("one", "two"))
-    assert difference(one["state_dict"], two["state_dict"]) < 2e-4
+    assert difference(one["state_dict"], two["state_dict"]) < 5e-5
     kept, other = one["optimizer_states"][0], two["optimizer_states"][0]
     assert kept["param_groups"] == other["param_groups"]
     assert kept["state"].keys() == other["state"].keys()
@@ -119,7 +120,7 @@ def test_maps_of_two_processes_are_those_of_one(ran, name):
         assert first.keys() == second.keys()
         assert len(first) == 5
         for index, maps in first.items():
-            assert second[index] == pytest.approx(maps, abs=1e-3 * float(maps.max()))
+            assert second[index] == pytest.approx(maps, abs=1e-4 * float(maps.max()))
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_the_encoder_of_two_processes_is_whole(ran):
             load_file(ran[0] / world / name / "kept/encoder.safetensors")
             for world in ("one", "two")
         )
-        assert difference(one, two) < 2e-4
+        assert difference(one, two) < 5e-5
         # And that of the checkpoint, by timm's keys.
         weights = load(ran[0] / "two" / name)["state_dict"]
         assert all(torch.equal(two[key], weights[f"encoder.{key}"]) for key in two)
@@ -157,6 +158,7 @@ def test_a_run_goes_on_where_it_was_killed_and_on_other_numbers_of_processes(ran
     assert load(folder / "two/killed")["global_step"] == 4
     assert load(folder / "two/stopped")["global_step"] == 5
     runs = {
+        "late": {"family": "vit", "num_val": 1, "refused": True},
         "resumed": {**WHOLE, "resume": str(last)},
         "again": {**WHOLE, "resume": str(folder / "two/stopped/kept/last.ckpt")},
         "from_one": {**PLAIN["vit"], "resume": str(states["one"])},
@@ -174,8 +176,12 @@ def test_a_run_goes_on_where_it_was_killed_and_on_other_numbers_of_processes(ran
             kept = resumed["optimizer_states"][0]["state"][number]
             assert all(torch.equal(value, kept[key]) for key, value in state.items())
     uninterrupted = load(folder / "one/vit")["state_dict"]
-    assert difference(uninterrupted, load(tmp_path / "two/from_one")["state_dict"]) < 2e-4
-    assert difference(uninterrupted, load(tmp_path / "one/from_two")["state_dict"]) < 2e-4
+    assert difference(uninterrupted, load(tmp_path / "two/from_one")["state_dict"]) < 5e-5
+    assert difference(uninterrupted, load(tmp_path / "one/from_two")["state_dict"]) < 5e-5
+
+    # One validation image for two processes: neither waits for the other.
+    for rank in range(2):
+        assert f"process {rank} was refused: a loader has batches for some processes only" in said
 
     # A gradient that is not finite in one process stops both before the step.
     assert said.count("the gradient is not finite at step 2") >= 2
@@ -240,13 +246,6 @@ def test_what_cannot_be_divided_is_refused_in_a_line(given, message, photos, tmp
     module = Classifier("resnet10t", 2, warmup_epochs=0)
     with pytest.raises(ValueError, match=message):
         trainer.fit(module, Data(photos, batch=4))
-
-
-@pytest.mark.slow
-def test_a_process_without_a_validation_batch_is_refused_and_waited_for_by_none(photos, tmp_path):
-    said = run({"late": {"family": "vit", "num_val": 1}}, tmp_path, photos, 2, fails=True)
-    for rank in range(2):
-        assert f"[rank{rank}]: ValueError: a loader has batches for some processes only" in said
 
 
 @pytest.mark.parametrize(
