@@ -109,7 +109,7 @@ def count_held(module, optimizer):
 
 def main(
     family, folder, photos, mae=False, imagenet=False, every=3, options=None, epochs=2, resume=None,
-    num_val=9, refused=False,     **given,
+    num_val=9, refused=False, **given,
 ):  # fmt: skip
     pl.seed_everything(0, verbose=False)
     name, args = FAMILIES[family]
@@ -137,13 +137,12 @@ def main(
         callbacks=[*shown, Coverage(), watch, keep], use_distributed_sampler=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, **given,
     )  # fmt: skip
-    if not mae:
 
-        def log_and_keep(trainer, explained, *rest):
-            watch.maps.append({each.index: each.maps for each in explained})
-            log_maps(trainer, explained, *rest)
+    def log_and_keep(trainer, explained, *rest):
+        watch.maps.append({each.index: each.maps for each in explained})
+        log_maps(trainer, explained, *rest)
 
-        grad_cam.log_maps = log_and_keep
+    grad_cam.log_maps = log_and_keep
     data = Data(photos, batch=8, num_val=num_val)
     module.allow_zero_length_dataloader_with_multiple_devices = True
     if imagenet:
@@ -164,7 +163,10 @@ def main(
     if trainer.received_sigterm:
         return
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    tested = {} if mae else trainer.test(module, data, verbose=False)[0]
+    tested, last = {}, f"{folder}/kept/last.ckpt"
+    if not mae:
+        given = {"verbose": False, "weights_only": False}
+        tested = trainer.test(module, data, ckpt_path=last, **given)[0]
     saved = {"losses": watch.losses, "maps": watch.maps, "metrics": metrics, "tested": tested}
     saved["held"] = watch.held
     torch.save(saved, f"{folder}/{trainer.global_rank}.pt")

@@ -230,6 +230,9 @@ def test_one_process_alone(photos, tmp_path, warned):
         assert type(module).__name__ == "Classifier"
     assert difference(*weights) < 1e-6
     assert not warned
+    again = make(strategy="fsdp2", default_root_dir=tmp_path)
+    again.fit(module, data, ckpt_path=root / "a.ckpt", weights_only=False)
+    again.validate(module, data, verbose=False)
 
 
 @pytest.mark.usefixtures("alone_in_a_group")
