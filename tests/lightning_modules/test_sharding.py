@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from sharded import FAMILIES, Data
 from torch.utils.data import DataLoader
@@ -249,6 +250,17 @@ def test_what_cannot_be_divided_is_refused_in_a_line(given, message, photos, tmp
     module = Classifier("resnet10t", 2, warmup_epochs=0)
     with pytest.raises(ValueError, match=message):
         trainer.fit(module, Data(photos, batch=4))
+
+
+def test_under_another_sharding_a_callback_says_what_to_do(tmp_path, caplog):
+    trainer = make(strategy=ModelParallelStrategy(), default_root_dir=tmp_path)
+    trainer.strategy.connect(make_module())
+    with caplog.at_level("INFO"):
+        GradCAM().setup(trainer, trainer.lightning_module, "fit")
+    told = [line for line in caplog.messages if "GradCAM" in line]
+    assert len(told) == 1
+    assert "off under ModelParallelStrategy, where no process has the whole network" in told[0]
+    assert "--trainer trainer/fsdp.yaml" in told[0]
 
 
 @pytest.mark.parametrize(
