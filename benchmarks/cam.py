@@ -2,30 +2,36 @@
 
     python benchmarks/cam.py                  # time and memory, all nine models, as a table
     python benchmarks/cam.py resnet34 --rounds 3
+    python benchmarks/cam.py --device cuda --precision bf16 --batch 128
 
 All methods run in one process, interleaved, and the figures are medians of the rounds' ratios to
-the plain forward of the same round. Memory is the peak above the loaded model, each method in a
-process of its own: of the process, and of its tensors alone. The peers come with
-`pip install -e ".[dev]"`.
+the plain forward of the same round. Memory is the peak above the loaded model. On a CPU each method
+has a process of its own, and there are two peaks: of the process, and of its tensors alone; on CUDA
+it is that of the tensors. The peers come with `pip install -e ".[dev]"`; one that is not there is
+left out.
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
 import timm
 import torch
+from chips import count_flops, tell_peak, tell_speed
+from timing import describe_machine, measure
+from timing import measure_memory as peak_on_cuda
 from torch import Tensor, nn
 
+from litcam.commands.devices import find_device
+from litcam.commands.errors import in_one_line
 from litcam.explain import CAM
 
 # The layers of the paper, in timm's names, and two networks that are common besides.
@@ -40,17 +46,30 @@ LAYERS = {
     "vit_base_patch16_224": "blocks.11.norm1",
     "swin_base_patch4_window7_224": "norm",
 }
-METHODS = ("plain", "litcam", "litcam first batch", "pytorch-grad-cam", "torchcam", "captum")
+PEERS = {"pytorch-grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "captum": "captum"}
+METHODS = (
+    *("plain", "litcam", "litcam first batch"),
+    *(name for name, package in PEERS.items() if find_spec(package)),
+)
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "vit_base_patch16_224": lambda t: t[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2),
     "swin_base_patch4_window7_224": lambda t: t.permute(0, 3, 1, 2),
 }
 
 
-def prepare(name: str, method: str, network: nn.Module, images: Tensor) -> Callable[[], object]:
+def prepare(
+    name: str, method: str, network: nn.Module, images: Tensor, precision: str = "32-true"
+) -> Callable[[], object]:
     """A call that forwards `images` and, but for `plain`, explains them."""
+    call = _prepare(name, method, network, images)
+    if precision == "32-true":
+        return call
+    return torch.autocast(images.device.type, torch.bfloat16)(call)
+
+
+def _prepare(name: str, method: str, network: nn.Module, images: Tensor) -> Callable[[], object]:
     layer = network.get_submodule(LAYERS[name])
-    classes = torch.zeros(len(images), dtype=torch.long)
+    classes = torch.zeros(len(images), dtype=torch.long, device=images.device)
     if method == "plain":
         return torch.inference_mode()(lambda: network(images))
     if method.startswith("litcam"):
@@ -84,28 +103,46 @@ def prepare(name: str, method: str, network: nn.Module, images: Tensor) -> Calla
     return lambda: LayerGradCam(network, layer).attribute(images, target=classes)
 
 
-def time_model(name: str, rounds: int, batch: int) -> dict[str, float]:
-    """Median ratio of each method to the plain forward of its round, and seconds of that."""
-    network = timm.create_model(name).eval()
-    images = torch.randn(batch, 3, 224, 224)
-    calls = {method: prepare(name, method, network, images) for method in METHODS}
+def time_model(
+    name: str, rounds: int, batch: int, device: torch.device, precision: str = "32-true"
+) -> dict[str, float]:
+    """Median ratio of each method to the plain forward of its round.
+
+    Also seconds of that forward, and its operations.
+    """
+    network = timm.create_model(name).eval().to(device)
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    calls = {method: prepare(name, method, network, images, precision) for method in METHODS}
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for call in calls.values():  # a warm-up
         call()
-    start = time.perf_counter()
-    calls["plain"]()
     # A small network's few milliseconds drown in noise: at least two seconds of plain forwards.
-    rounds = max(rounds, round(2 / (time.perf_counter() - start)))
+    rounds = max(rounds, round(2 / measure(calls["plain"], device)))
     for _ in range(rounds):
         for method, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[method].append(time.perf_counter() - start)
+            seconds[method].append(measure(call, device))
     ratios = {
         method: median(t / p for t, p in zip(seconds[method], seconds["plain"], strict=True))
         for method in METHODS
     }
-    return {**ratios, "seconds": median(seconds["plain"])}
+    flops = batch * count_flops(torch.no_grad()(lambda: network(images[:1])))
+    return {**ratios, "seconds": median(seconds["plain"]), "flops": flops}
+
+
+def peak_memory(
+    name: str, method: str, batch: int, device: torch.device, precision: str
+) -> tuple[float, float]:
+    """Peak MiB above the loaded model of one call: of the process, NaN on CUDA; of its tensors."""
+    if device.type == "cpu":
+        return measure_memory(name, method, batch)
+    if device.type != "cuda":
+        return float("nan"), float("nan")
+    network = timm.create_model(name).eval().to(device)
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    call = prepare(name, method, network, images, precision)
+    with torch.inference_mode():
+        network(images[:1])
+    return float("nan"), peak_on_cuda(call, device)
 
 
 def measure_memory(name: str, method: str, batch: int) -> tuple[float, float]:
@@ -146,40 +183,41 @@ def peak_of_tensors(call: Callable[[], object]) -> float:
     return max(accumulate(size for _, size in changes)) / 2**20
 
 
-def describe_machine() -> str:
-    """Where a figure comes from."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-
-
 def main() -> None:
     """Prints the table as Markdown and saves it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(LAYERS), help="timm names")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
+    parser.add_argument("--precision", choices=("32-true", "bf16"), default="32-true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/cam.json"))
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         print(*peak_of_one_call(options.models[0], options.memory, options.batch))
         return
-    machine = describe_machine()
+    device = find_device(options.device)
+    machine = describe_machine(device)
     print(
-        f"batch of {options.batch} at 224, float32, at least {options.rounds} rounds; {machine}\n"
+        f"batch of {options.batch} at 224, {options.precision}, at least {options.rounds} rounds; "
+        f"{machine}; {tell_peak(device)}\n"
     )
-    print("| model | plain (s) | " + " | ".join(f"{m} (×)" for m in METHODS[1:]), end="")
-    print(" | tensors at most: plain (MiB) | litcam (×) | first batch (×) |", end="")
-    print(" pytorch-grad-cam (×) | torchcam (×) | process: plain (MiB) | litcam (×) |", end="")
-    print(" first batch (×) | pytorch-grad-cam (×) | torchcam (×) |")
-    print("|" + "---|" * (len(METHODS) + 11))
+    kinds = [method for method in METHODS if method != "captum"]
+    columns = ["model", "plain (s)", "plain, speed", *(f"{m} (×)" for m in METHODS[1:])]
+    for where in ("tensors at most", "process"):
+        columns += [f"{where}: plain (MiB)", *(f"{kind} (×)" for kind in kinds[1:])]
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     results = {}
     for name in options.models:
-        times = time_model(name, options.rounds, options.batch)
-        kinds = ("plain", "litcam", "litcam first batch", "pytorch-grad-cam", "torchcam")
-        memory = {kind: measure_memory(name, kind, options.batch) for kind in kinds}
+        times = time_model(name, options.rounds, options.batch, device, options.precision)
+        memory = {
+            kind: peak_memory(name, kind, options.batch, device, options.precision)
+            for kind in kinds
+        }
         results[name] = {"time": times, "memory": memory}
-        cells = [f"{times[m]:.2f}" for m in METHODS[1:]]
-        row = [name, f"{times['seconds']:.2f}", *cells]
+        speed = tell_speed(times["flops"], times["seconds"], device)
+        row = [name, f"{times['seconds']:.3g}", speed, *(f"{times[m]:.2f}" for m in METHODS[1:])]
         for which in (1, 0):
             plain = memory["plain"][which]
             row += [f"{plain:.0f}", *(f"{memory[kind][which] / plain:.2f}" for kind in kinds[1:])]
@@ -188,4 +226,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

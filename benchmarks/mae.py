@@ -2,6 +2,7 @@
 
     python benchmarks/mae.py                  # seconds and ratios to lightly, as a table
     python benchmarks/mae.py --precision bf16 --rounds 9
+    python benchmarks/mae.py --device cuda --precision bf16 --batch 256
 
 lightly's MAE is put together from its timm modules as in its examples, with the decoder of the
 paper (512 wide, 8 blocks, 16 heads) and their plain AdamW. Before anything is timed, its weights
@@ -12,10 +13,6 @@ rounds' own. It needs `pip install lightly`.
 
 import argparse
 import logging
-import os
-import platform
-import time
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -23,10 +20,14 @@ import lightly
 import lightning.pytorch as pl
 import timm
 import torch
+from chips import count_flops, tell_peak, tell_speed
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+from timing import Stopwatch, describe_machine, measure
 from torch import Tensor, nn
 
+from litcam.commands.devices import find_device
+from litcam.commands.errors import in_one_line
 from litcam.lightning_modules import MAE
 from litcam.lightning_modules.backbones import prefer_plain_attention
 from litcam.lightning_modules.optim import create_optimizer, parameter_groups
@@ -102,7 +103,7 @@ def prepare(images: Tensor, precision: str) -> dict[str, Any]:
     """Make the models, each as it is at the start of its training."""
     trainer = pl.Trainer(
         accelerator=images.device.type,
-        devices=1,
+        devices=1 if images.device.type == "cpu" else [images.device.index or 0],
         precision=PRECISIONS[precision],
         logger=False,
         enable_checkpointing=False,
@@ -138,44 +139,47 @@ def step(
     model: Any, optimizer: torch.optim.Optimizer, images: Tensor, noise: Tensor, precision: str
 ) -> dict[str, float]:
     """Train one step; return the seconds of each phase."""
-    times = [now(images)]
+    watch = Stopwatch(images.device)
+    watch.mark()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss = model(images, noise)
-    times.append(now(images))
+    watch.mark()
     loss.backward()
-    times.append(now(images))
+    watch.mark()
     if isinstance(model, MAE):  # it looks for gradients that are not finite before every step
         model.on_before_optimizer_step(optimizer)
     optimizer.step()
     optimizer.zero_grad()
-    times.append(now(images))
-    spans = [end - start for start, end in pairwise(times)]
+    watch.mark()
+    spans = watch.spans()
     return dict(zip(PHASES, [*spans, sum(spans)], strict=True))
 
 
-def now(like: Tensor) -> float:
-    if like.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def count_step(model: Any, images: Tensor, noise: Tensor) -> int:
+    """Operations of forward and backward for these images, counted on one of them."""
+    flops = count_flops(lambda: model(images[:1], noise[:1]).backward())
+    model.zero_grad()
+    return len(images) * flops
 
 
-def measure_matmul(device: str, size: int = 2048) -> float:
+def measure_matmul(device: torch.device, size: int = 2048) -> float:
     """GFLOP/s of a float32 matrix product at this moment, the median of nine."""
-    matrix, seconds = torch.randn(size, size, device=device), []
-    for _ in range(10):
-        start = now(matrix)
-        matrix @ matrix
-        seconds.append(now(matrix) - start)
+    matrix = torch.randn(size, size, device=device)
+    seconds = [measure(lambda: matrix @ matrix, device) for _ in range(10)]
     return 2e-9 * size**3 / median(seconds[1:])
 
 
-def report(rounds: dict[str, list[dict[str, float]]]) -> None:
+def report(
+    rounds: dict[str, list[dict[str, float]]], flops: dict[str, int], device: torch.device
+) -> None:
     """Print a row for each model: median seconds of each phase, ratios to the first model."""
     print("| model | " + " | ".join(f"{phase} (s)" for phase in PHASES), end="")
-    print(" | forward and backward (×) | step (×) |\n|" + "---|" * (len(PHASES) + 3))
+    print(" | speed | forward and backward (×) | step (×) |\n|" + "---|" * (len(PHASES) + 4))
     first = next(iter(rounds.values()))
     for name, steps in rounds.items():
-        cells = [f"{median(each[phase] for each in steps):.3f}" for phase in PHASES]
+        cells = [f"{median(each[phase] for each in steps):.3g}" for phase in PHASES]
+        total = median(each["total"] for each in steps)
+        cells.append(tell_speed(flops[name], total, device))
         for phases in (PHASES[:2], PHASES[:3]):
             pairs = zip(steps, first, strict=True)
             ratios = (sum(a[p] for p in phases) / sum(b[p] for p in phases) for a, b in pairs)
@@ -190,41 +194,44 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
     parser.add_argument("--compile", action="store_true", help="all models by torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    images = torch.randn(options.batch, 3, 224, 224, device=options.device)
+    device = find_device(options.device)
+    images = torch.randn(options.batch, 3, 224, 224, device=device)
     print(f"Checked, lightly and litcam {DIM}×{DEPTH}: {check_same_work(images[:2])}.\n")
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     models = prepare(images, options.precision)
+    noise = torch.rand(options.batch, NUM_CELLS, device=device)
+    flops = {name: count_step(model, images, noise) for name, model in models.items()}
     optimizers = {name: create(model) for name, model in models.items()}
     if options.compile:
         for model in models.values():
             model.compile()
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    speeds = [measure_matmul(options.device)]
+    speeds = [measure_matmul(device)]
     for number in range(options.rounds + 1):
-        noise = torch.rand(options.batch, NUM_CELLS, device=options.device)
+        noise = torch.rand(options.batch, NUM_CELLS, device=device)
         for name, model in models.items():
             seconds = step(model, optimizers[name], images, noise, options.precision)
             if number:  # the first one is a warm-up
                 rounds[name].append(seconds)
-    speeds.append(measure_matmul(options.device))
+    speeds.append(measure_matmul(device))
 
     print(
         f"{BACKBONE}, batch of {options.batch}, {options.precision}, {options.rounds} rounds"
         f"{', compiled' if options.compile else ''}; "
-        f"{torch.cuda.get_device_name() if images.is_cuda else platform.machine()}, "
-        f"{options.threads} threads on {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{describe_machine(device)}, {options.threads} threads; {tell_peak(device)}; "
         f"timm {timm.__version__}, lightly {lightly.__version__}; float32 matrix product "
         f"{speeds[0]:.0f} GFLOP/s before, {speeds[1]:.0f} after. "
         "lightly has its own default attention where none is named.\n"
     )
-    report(rounds)
+    report(rounds, flops, device)
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -2,11 +2,12 @@
 
     python benchmarks/validation.py                         # ResNet-34 and Swin-B, as a table
     python benchmarks/validation.py --models resnet34 vit_base_patch16_224 --rounds 3
+    python benchmarks/validation.py --device cuda --precision bf16 --batch 128 --without_peers
 
-Images, labels and masks lie in memory, so that loading costs next to nothing. Every way validates
-all of them; times are of `trainer.validate`, with what a callback computes, draws and writes at
-its end. All ways run in one process, interleaved, and the figures are medians of the rounds'
-ratios to the plain validation of the same round. The ways:
+Images, labels and masks lie in the device's memory, so that loading costs next to nothing. Every
+way validates all of them; times are of `trainer.validate`, with what a callback computes, draws and
+writes at its end. All ways run in one process, interleaved, and the figures are medians of the
+rounds' ratios to the plain validation of the same round. The ways:
 
 - GradCAM(): every image explained, pointing game, energy inside, sparseness, drift and blank maps
   of all of them, pictures of eight. The layer is named; a run that looks for it does so once, in
@@ -21,9 +22,9 @@ ratios to the plain validation of the same round. The ways:
 import argparse
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -33,14 +34,19 @@ import lightning.pytorch as pl
 import timm
 import torch
 import torch.nn.functional as F
-from cam import LAYERS, TRANSFORMS, describe_machine
+from cam import LAYERS, TRANSFORMS
+from chips import count_flops, tell_peak, tell_speed
+from timing import describe_machine, measure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from litcam.callbacks import GradCAM
+from litcam.commands.devices import find_device
+from litcam.commands.errors import in_one_line
 from litcam.explain import EnergyInside, PointingGame
 
 Explain = Callable[[Tensor, Tensor], Tensor]
+PRECISIONS: dict[str, Any] = {"32-true": "32-true", "bf16": "bf16-mixed"}  # Lightning's names
 WAYS = (
     "plain",
     "GradCAM(), first validation",
@@ -52,9 +58,9 @@ WAYS = (
 
 
 class InMemory(Dataset[dict[str, Tensor]]):
-    """Noise with random labels and rectangles as masks; gives whole batches."""
+    """Noise with random labels and rectangles as masks, on a device; gives whole batches."""
 
-    def __init__(self, num_images: int, image_size: int) -> None:
+    def __init__(self, num_images: int, image_size: int, device: torch.device | str = "cpu"):
         generator = torch.Generator().manual_seed(0)
         shape = num_images, 3, image_size, image_size
         self.images = torch.randn(shape, generator=generator)
@@ -63,13 +69,15 @@ class InMemory(Dataset[dict[str, Tensor]]):
         places = torch.randint(image_size // 2, (num_images, 2), generator=generator)
         for mask, (y, x) in zip(self.masks, places.tolist(), strict=True):
             mask[y : y + image_size // 3, x : x + image_size // 3] = True
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        self.masks = self.masks.to(device)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The images of a batch, as `DataLoader` asks for them."""
-        index = torch.tensor(indices)
+        index = torch.tensor(indices, device=self.images.device)
         named = {"image": self.images, "label": self.labels, "mask": self.masks}
         return {**{name: values[index] for name, values in named.items()}, "index": index}
 
@@ -161,13 +169,14 @@ def find_callbacks(way: str, name: str, network: nn.Module) -> list[pl.Callback]
 def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """For each way the ratio to the plain validation, its seconds, and what it measured."""
     network = timm.create_model(name)
-    module = Validated(network)
-    data = InMemory(options.batch * options.batches, options.image_size)
+    module, device = Validated(network), options.device
+    data = InMemory(options.batch * options.batches, options.image_size, device)
     loader = DataLoader(data, options.batch, collate_fn=lambda batch: batch)
     trainers = {
         way: pl.Trainer(
             default_root_dir=folder / str(number),
-            accelerator="cpu",
+            **placed_on(device),
+            precision=PRECISIONS[options.precision],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -179,22 +188,47 @@ def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str
     logged: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds + 1):
         for way, trainer in trainers.items():
-            start = time.perf_counter()
-            (values,) = trainer.validate(module, loader, verbose=False)
-            seconds[way].append(time.perf_counter() - start)
-            logged[way] = {key: float(value) for key, value in values.items()}
+            values: list[Any] = []
+            seconds[way].append(measure(partial(validate, trainer, module, loader, values), device))
+            logged[way] = {key: float(value) for key, value in values[0].items()}
     if missing := [way for way in WAYS[1:3] if "val/gradcam/energy_inside" not in logged[way]]:
         raise RuntimeError(f"{missing} explained nothing")
     # The first round is a warm-up.
     pairs = {way: list(zip(seconds[way], seconds["plain"], strict=True))[1:] for way in seconds}
+    images = data.images[:1].cpu()
+    flops = len(data) * count_flops(torch.no_grad()(lambda: network.cpu().eval()(images)))
     return {
         way: {
+            "flops": flops,
             "ratio": median(time / plain for time, plain in pairs[way]),
             "seconds": median(time for time, _ in pairs[way]),
             **logged[way],
         }
         for way in seconds
     }
+
+
+def validate(
+    trainer: pl.Trainer, module: pl.LightningModule, loader: Any, values: list[Any]
+) -> None:
+    values += trainer.validate(module, loader, verbose=False)
+
+
+def placed_on(device: torch.device) -> dict[str, Any]:
+    """A Trainer's arguments for one device."""
+    if device.type == "cpu":
+        return {"accelerator": "cpu"}
+    return {"accelerator": device.type, "devices": [device.index or 0]}
+
+
+def quieten() -> None:
+    """Silences what a benchmark can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Random weights give maps of nothing now and then, which is said in a line each time.
+    logging.getLogger("lightning.pytorch.callbacks.litcam").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")
 
 
 def main() -> None:
@@ -206,32 +240,36 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--image_size", type=int, default=224, help="another one: CNNs only")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32-true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/validation.json"))
     parser.add_argument("--without_peers", action="store_true")
     options = parser.parse_args()
     options.ways = WAYS[:4] if options.without_peers else WAYS
     torch.set_num_threads(options.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Random weights give maps of nothing now and then, which is said in a line each time.
-    logging.getLogger("lightning.pytorch.callbacks.litcam").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    quieten()
+    torch.manual_seed(0)
+    options.device = find_device(options.device)
+    machine = describe_machine(options.device)
     print(
-        f"{options.batches} batches of {options.batch} at {options.image_size}, float32, "
-        f"{options.threads} threads, {options.rounds} rounds; {describe_machine()}\n"
+        f"{options.batches} batches of {options.batch} at {options.image_size}, "
+        f"{options.precision}, {options.threads} threads, {options.rounds} rounds; {machine}; "
+        f"{tell_peak(options.device)}\n"
     )
-    print("| model | plain (s) | " + " | ".join(f"{way} (×)" for way in options.ways[1:]) + " |")
-    print("|" + "---|" * (len(options.ways) + 1))
+    columns = ["model", "plain (s)", "plain, speed", *(f"{way} (×)" for way in options.ways[1:])]
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     results = {}
     with TemporaryDirectory() as folder:
         for name in options.models:
             times = results[name] = time_model(name, options, Path(folder) / name)
             cells = [f"{times[way]['ratio']:.2f}" for way in options.ways[1:]]
-            row = [name, f"{times['plain']['seconds']:.2f}", *cells]
+            seconds = times["plain"]["seconds"]
+            speed = tell_speed(times["plain"]["flops"], seconds, options.device)
+            row = [name, f"{seconds:.2f}", speed, *cells]
             print("| " + " | ".join(row) + " |", flush=True)
-    machine = describe_machine()
     options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

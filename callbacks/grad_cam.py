@@ -21,7 +21,6 @@ from litcam.callbacks.places.pictures import gather, picture_folder
 from litcam.callbacks.validation.batch import Reading
 from litcam.callbacks.validation.beside import takes_iterator
 from litcam.explain.methods.formulas import find_method
-from litcam.explain.networks import is_compiled
 from litcam.explain.scores import Target, check_activation
 
 
@@ -141,13 +140,9 @@ class GradCAM(EachValidation):
         if self._recorder is not None:
             return
         names = self.method, self.network, self.target_layer
-        self._recorder = Recorder(pl_module, *names, answer=self._answer)
-        if self.metrics is None and is_compiled(pl_module):
-            self._measured = MapMetrics(())
-            rank_zero_info(
-                "GradCAM measures no maps under torch.compile, where explained batches run "
-                "uncompiled: GradCAM(metrics=['sparseness', …]) does"
-            )
+        # Where a few batches hold the images to show, compiling takes longer than they do.
+        compiles = bool(self._measured)
+        self._recorder = Recorder(pl_module, *names, answer=self._answer, compiles=compiles)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same where nothing is trained."""

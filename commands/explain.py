@@ -19,6 +19,7 @@ from litcam.commands.explain_results import Results
 from litcam.commands.explained_models import Model, load_model, name_models
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform, normalize
+from litcam.explain import CAM
 from litcam.explain.comparison import Cell, explain_photo
 from litcam.explain.figures import Picture, enlarge
 from litcam.explain.methods.formulas import CLASS_FREE, METHODS, SLOW_METHODS
@@ -41,6 +42,7 @@ Options
                         for an encoder, which knows no classes: {free}
   --pretrained          timm's weights, downloaded once; else the names of timm have random weights
   --target_layer NAME   instead of the one that is found
+  --device NAME         cpu, cuda, cuda:1, mps; default: the accelerator of this machine, if any
   --out FOLDER          default: explained
   --config FILE         any of these options, as YAML; paper/… are the figures of litcam's paper
 
@@ -108,6 +110,8 @@ def _explain_all(
         tick(done, f"loading {models[name]}")
         try:
             model = load_model(name, pretrained=options.pretrained)
+            model.network.to(options.device)
+            cam: CAM | None = None
         except Exception as error:  # one that fails does not take the others along
             report(_reason(error))
             continue
@@ -121,7 +125,9 @@ def _explain_all(
                 report(_reason(error))
                 continue
             try:
-                picture, cells, problems = _explain(model, image, photo, options, before)
+                # One for all photos of a model, so that the layer is looked for once.
+                cam = cam or CAM(model.network, target_layer=options.target_layer or None)
+                picture, cells, problems = _explain(model, cam, image, photo, options, before)
             except Exception as error:  # strangers' networks raise anything
                 report(f"{model.name} on {title}: {_reason(error)}")
                 continue
@@ -144,6 +150,7 @@ def _reason(error: Exception) -> str:
 
 def _explain(
     model: Model,
+    cam: CAM,
     pixels: Tensor,
     photo: Path,
     options: argparse.Namespace,
@@ -153,12 +160,11 @@ def _explain(
     image = _transform(model)(pixels)
     resolve = partial(model.resolve, folder=photo.absolute().parent.name)
     cells, problems = explain_photo(
-        model.network,
-        normalize(image[None], model.config),
+        cam,
+        normalize(image[None], model.config).to(options.device),
         options.classes,
         options.methods,
         resolve=resolve if model.has_classes else None,
-        target_layer=options.target_layer,
         before=before,
     )
     picture = enlarge(image.permute(1, 2, 0).numpy())

@@ -11,6 +11,7 @@ import yaml
 
 from litcam.commands import errors
 from litcam.commands.config_files import find_configs
+from litcam.commands.devices import find_device
 from litcam.commands.options import OptionParser
 from litcam.datamodules.sources.layouts import is_image
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS
@@ -31,6 +32,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--methods", nargs="+", default=["gradcam"])
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--target_layer", default="")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", default="explained")
     parser.add_argument("--config")
     words = find_configs(list(args))
@@ -41,6 +43,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not options.photos or not options.models:
         missing = "a photo" if not options.photos else "--models"
         raise ValueError(f"missing: {missing}; see `litcam explain --help`")
+    options.device = find_device(str(options.device))
     for name in ("photos", "models", "classes", "methods"):
         setattr(options, name, list(dict.fromkeys(getattr(options, name))))
     options.photos, no_photos = _find_photos(options.photos)

@@ -150,6 +150,7 @@ def _facts(model: Model, cell: Cell) -> dict[str, Any]:
     return {
         "model": model.name,
         "trained": model.trained,
+        "device": str(next(model.network.parameters()).device),
         "asked": cell.wanted,
         "class": cell.number,
         "class_name": cell.name,

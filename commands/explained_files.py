@@ -53,7 +53,9 @@ def read_network(path: Path) -> Stored:
     try:
         if any(key.startswith("encoder.") for key in stored["state_dict"]):
             return _make_encoder(path, options)
-        module = Classifier(**{**options, "pretrained": False, "encoder": ""})
+        # Not compiled: that takes a minute, and a photo milliseconds.
+        made = {**options, "pretrained": False, "encoder": "", "compile": False}
+        module = Classifier(**made)
         module.load_state_dict(stored["state_dict"])
     except Exception as error:  # options of another program may break anything
         raise ValueError(_refuse(path, _first_line(error))) from None

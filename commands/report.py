@@ -12,7 +12,8 @@ usage: litcam report [RUN] [OPTIONS]
 
   Writes report.html into the folder of a run: heatmaps and reconstructions with a slider over
   epochs, curves, figures of `litcam explain`, configuration and versions. One file that opens
-  without a server or a network. `litcam fit` writes it at the end of every run.
+  without a server or a network. No model is run: there is nothing to choose a device for.
+  `litcam fit` writes it at the end of every run.
 
 RUN is the folder of a run, such as runs/demo/version_0 or lightning_logs/version_0, or one above
 it; then the newest run in it is taken. Default: runs

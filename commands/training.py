@@ -5,10 +5,12 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger as AnyWandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -66,7 +68,13 @@ class LitcamCLI(LightningCLI):
     run_name = "fit"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Links what model and data have to agree on."""
+        """Links what model and data have to agree on, and adds what no group of options holds."""
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="high",
+            help="of float32 matrix products on a CUDA GPU; high is TF32",
+        )
         target = "model.init_args.num_classes"
         parser.link_arguments("data.num_classes", target, apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
@@ -88,11 +96,14 @@ class LitcamCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: the weights are those the model starts with")
 
     def after_instantiate_classes(self) -> None:
-        """Holds the number of classes that was asked for against the data's.
+        """Suits float32 to a GPU, and holds the number of classes asked for against the data's.
 
         Raises:
             ValueError: they differ.
         """
+        # Not on a CPU, where litcam promises the same bits; Lightning would warn of the default.
+        if isinstance(self.trainer.accelerator, CUDAAccelerator):
+            torch.set_float32_matmul_precision(self.config[self.subcommand].matmul_precision)
         asked, found = self._asked_classes, getattr(self.datamodule, "num_classes", None)
         parameter = inspect.signature(type(self.model)).parameters.get("num_classes")
         default = parameter and parameter.default

@@ -33,6 +33,9 @@ class CAM:
             of its images.
         target: from the network's output to what is explained, one number an image `(batch,)` or
             several `(batch, k)`, which then are the classes; by default its logits.
+        backend: as of `torch.compile`, which then compiles the forward before and behind the layer:
+            for many batches, because that takes its time. By default also a compiled network runs
+            uncompiled here.
 
     Raises:
         ValueError: no such method or layer; the message offers close matches.
@@ -53,10 +56,11 @@ class CAM:
         target_layer: str | nn.Module | TargetLayer | None = None,
         *,
         target: Target | None = None,
+        backend: Any = None,
     ) -> None:
         self.network = unwrap(network)
         self._method = find_method(method)
-        self._recording = Recording(self.network, target_layer, target)
+        self._recording = Recording(self.network, target_layer, target, backend)
 
     def __enter__(self) -> Self:
         self._recording.open()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from litcam.explain.cam import CAM
 from litcam.explain.methods.formulas import CLASS_FREE, SLOW_METHODS, scale_maps
@@ -56,26 +56,24 @@ class _Asked:
 
 
 def explain_photo(
-    network: nn.Module,
+    cam: CAM,
     image: Tensor,
     wanted: Sequence[str],
     methods: Sequence[str],
     *,
     resolve: Resolve | None,
-    target_layer: str = "",
     before: Callable[[str], None] = lambda method: None,
 ) -> tuple[list[Cell], list[str]]:
     """Explains one photo: all classes and methods out of one forward, but for the slow methods.
 
     Args:
-        network: In eval mode.
+        cam: Of a network in eval mode; it looks for the layer at the first photo, if it has none.
         image: ``(1, channels, height, width)``, as the network takes it.
         wanted: Classes to explain.
         methods: Names in `METHODS` and `SLOW_METHODS`.
         resolve: From a wanted class and the probabilities ``(num_classes,)`` to its number and
             name; a ValueError says that there is none. None for an encoder, which has no classes
             and gives features ``(batch, num_features)``.
-        target_layer: Dotted name; by default found.
         before: Called with each method before it is used.
 
     Returns:
@@ -86,8 +84,8 @@ def explain_photo(
         ValueError: If no layer can be explained.
         RuntimeError: If the network cannot be.
     """
-    with CAM(network, target_layer=target_layer or None) as cam, torch.no_grad():
-        network(image)
+    with cam, torch.no_grad():
+        cam.network(image)
     if cam.failure or cam.logits is None or cam.target_layer is None:
         raise ValueError(cam.failure or "the network returned no logits (batch, num_classes)")
     asked, problems = _find(cam.logits.detach()[0], wanted, resolve)
@@ -111,7 +109,8 @@ def _find(
 ) -> tuple[list[_Asked], list[str]]:
     if resolve is None:
         return [_Asked("", None, "no class", None)], []
-    asked, problems, probabilities = [], [], logits.float().softmax(0)
+    # On the CPU: to choose among a thousand classes asks for their probabilities one by one.
+    asked, problems, probabilities = [], [], logits.float().softmax(0).cpu()
     for word in wanted:
         try:
             number, name = resolve(word, probabilities)
@@ -127,8 +126,10 @@ def _make_maps(cam: CAM, image: Tensor, asked: Sequence[_Asked], method: str) ->
     numbers = [each.number or 0 for each in asked]
     if method in SLOW_METHODS:
         layer = cam.target_layer
-        return torch.cat([slow_map(cam.network, image, [n], method, layer) for n in numbers])
-    return cam(torch.tensor([numbers]), method=method)[0]
+        maps = [slow_map(cam.network, image, [n], method, layer) for n in numbers]
+        return torch.cat(maps).cpu()
+    # These classes exist, and to ask whether they do would wait for the device.
+    return cam.maps(torch.tensor([numbers], device=image.device), method=method)[0].cpu()
 
 
 def _cell(cam: CAM, method: str, asked: _Asked, raw: Tensor) -> Cell:
@@ -145,5 +146,5 @@ def _cell(cam: CAM, method: str, asked: _Asked, raw: Tensor) -> Cell:
         grid=cam.target_layer.grid,
         reason=cam.target_layer.reason,
         highest=float(raw.max()),
-        heatmap=scale_maps(raw[None], (height, width))[0].cpu(),
+        heatmap=scale_maps(raw[None], (height, width))[0],
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import timm
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, parse_model_name, split_model_name_tag
@@ -20,6 +21,7 @@ __all__ = [
     "freeze_modules",
     "prefer_plain_attention",
     "quiet_resampling",
+    "to_channels_last",
     "warn_of_class_order",
 ]
 
@@ -118,6 +120,16 @@ def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
     kept = {part for head in heads for part in head.requires_grad_(True).modules()}
     # A module around the head keeps training: eval() on it would reach the head inside.
     return [module for module in backbone.modules() if not kept & set(module.modules())]
+
+
+def to_channels_last(backbone: nn.Module) -> None:
+    """Lay the weights of 2D convolutions out with channels last, in place.
+
+    What a convolution puts out follows its weights, whatever came in.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
 
 
 def prefer_plain_attention(module: pl.LightningModule) -> None:

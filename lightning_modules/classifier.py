@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
@@ -16,6 +17,7 @@ from litcam.lightning_modules.backbones import (
     create_backbone,
     freeze_all_but_head,
     freeze_modules,
+    to_channels_last,
     warn_of_class_order,
 )
 from litcam.lightning_modules.checkpoints import load_encoder
@@ -58,6 +60,9 @@ class Classifier(GuardedSteps):
         mixup: alpha of Mixup (arXiv:1710.09412); 0 is off.
         cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off.
         label_smoothing: in training; the validation loss is plain cross-entropy.
+        channels_last: keep convolutions' weights and images with channels last in memory, as a
+            GPU's bfloat16 kernels want them; shapes and results stay the same.
+        compile: run the backbone under ``torch.compile``, in place.
 
     Raises:
         ValueError: if an argument is out of range, or the backbone or a name in ``freeze`` unknown.
@@ -91,6 +96,8 @@ class Classifier(GuardedSteps):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_smoothing: float = 0.1,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 - torch's name for it
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -114,6 +121,10 @@ class Classifier(GuardedSteps):
             self._frozen += freeze_all_but_head(self.backbone)
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise ValueError(f"freeze={freeze} leaves nothing to train; name fewer modules")
+        if channels_last:
+            to_channels_last(self.backbone)
+        if compile:
+            self.backbone.compile()
         self._mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         # Not self.log's own mean: over ranks it rounds the mean count of images down to an integer,
         # so that 5 and 4 images on two ranks make the loss 9/8 of what it is (Lightning 2.6.6).
@@ -125,6 +136,8 @@ class Classifier(GuardedSteps):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, height, width) to logits (batch, num_classes)."""
+        if self.hparams["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
         return self.backbone(images)
 
     def setup(self, stage: str) -> None:

@@ -2,12 +2,15 @@
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 import yaml
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
+from litcam.commands.training import LitcamCLI
 from litcam.lightning_modules.backbones import create_backbone
 from litcam.train import main
 
@@ -59,10 +62,61 @@ def test_its_network_can_be_made(resolve, config):
 def test_a_file_parses_with_each_trainer(resolve, config, trainer):
     found = resolve(config, "--trainer", trainer)["trainer"]
     wanted = yaml.safe_load((CONFIGS / trainer).read_text())
-    assert {name: found[name] for name in wanted} == wanted
+    assert_holds(found, wanted)
     assert found["max_epochs"] == resolve(config)["trainer"]["max_epochs"]
 
 
+def assert_holds(found, wanted):
+    """What is wanted is there; a class has the rest of its options besides."""
+    if not isinstance(wanted, dict):
+        assert found == wanted
+        return
+    for name, value in wanted.items():
+        assert_holds(found[name], value)
+
+
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if "cpu" not in name])
+def test_the_recipe_for_gpus(trainer):
+    """Each of these lines has its reason in the file; docs/gpu.md has them all."""
+    found = yaml.safe_load((CONFIGS / trainer).read_text())
+    assert found["accelerator"] == "gpu"
+    assert found["precision"] == "bf16-mixed"
+    if "fsdp" in trainer:
+        return
+    assert found["benchmark"] is True
+    if "gpu" not in trainer:
+        options = found["strategy"]["init_args"]
+        assert options == {"gradient_as_bucket_view": True, "find_unused_parameters": False}
+
+
+@pytest.mark.parametrize("accelerator", [CUDAAccelerator(), CPUAccelerator()])
+def test_float32_is_multiplied_in_tf32_on_a_gpu_alone(resolve, accelerator):
+    assert resolve("finetune_resnet34.yaml")["matmul_precision"] == "high"
+    config = {"fit": SimpleNamespace(matmul_precision="high")}
+    # No GPU here: Lightning's word for one, and torch's setting.
+    trainer = SimpleNamespace(accelerator=accelerator)
+    names = {"model": torch.nn.Identity(), "datamodule": None, "_asked_classes": None}
+    before = torch.get_float32_matmul_precision()
+    try:
+        LitcamCLI.after_instantiate_classes(
+            SimpleNamespace(trainer=trainer, config=config, subcommand="fit", **names)
+        )
+        found = torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == ("high" if isinstance(accelerator, CUDAAccelerator) else before)
+
+
+def test_another_strategy_wins_over_that_of_a_file(resolve):
+    options = ["--trainer", "trainer/ddp.yaml", "--trainer.strategy"]
+    found = resolve("finetune_resnet34.yaml", *options, "ddp_spawn")
+    assert found["trainer"]["strategy"] == "ddp_spawn"
+    options[-1] += ".find_unused_parameters"
+    found = resolve("finetune_resnet34.yaml", *options, "true")
+    assert found["trainer"]["strategy"]["init_args"]["find_unused_parameters"] is True
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_arm_of_a_sweep_parses(sweep, resolve, tmp_path):
     """As `wandb agent` would call it."""

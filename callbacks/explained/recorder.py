@@ -9,8 +9,9 @@ from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.explained.finder import Finder
 from litcam.callbacks.validation.batch import Batch
 from litcam.explain import CAM, TargetLayer
+from litcam.explain.forward.compiled import find_backend
 from litcam.explain.layers.layout import find_module, resolve_indices
-from litcam.explain.networks import unwrap
+from litcam.explain.networks import is_compiled, unwrap
 
 # So many batches of a loader in a row that cannot be explained are enough for one validation.
 TRIES = 2
@@ -54,6 +55,7 @@ class Recorder:
         network: dotted name of the network in `root`, or empty to find it.
         target_layer: dotted name of the layer in the network or in `root`, or empty to find it.
         answer: what of the network's output is explained.
+        compiles: whether to explain inside `torch.compile`, where the run does so.
 
     Attributes:
         refusal: why nothing can be explained in this run, or an empty line.
@@ -71,8 +73,10 @@ class Recorder:
         target_layer: str,
         *,
         answer: Answer,
+        compiles: bool = False,
     ) -> None:
         self._root, self._method, self._answer = root, method, answer
+        self._compiles = compiles
         self._layer: nn.Module | None = None
         # One for each loader: a step may do something else with another loader's batches.
         self._cams: dict[int, CAM] = {}
@@ -173,8 +177,11 @@ class Recorder:
         return self._names[network]
 
     def _make(self, network: nn.Module) -> CAM:
-        layer = self._known.get(unwrap(network), self._layer)
-        return CAM(network, self._method, layer, target=self._answer)
+        inner, backend = unwrap(network), None
+        layer = self._known.get(inner, self._layer)
+        if self._compiles and is_compiled(self._root):
+            backend = find_backend(self._root, inner)
+        return CAM(network, self._method, layer, target=self._answer, backend=backend)
 
     def _find_problem(self, cam: CAM, batch: Batch, *, is_new: bool) -> str:
         name = self._name_of(cam.network) or type(cam.network).__name__

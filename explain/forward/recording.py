@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.compiled import Compiled
 from litcam.explain.forward.stand_in import StandIn
 from litcam.explain.forward.untouched import (
     find_trained,
@@ -41,7 +44,7 @@ class Recording:
     Args:
         network: the network whose forwards are recorded.
         target_layer: as for `CAM`; by default found before the first forward, on two of its images.
-        target: as for `CAM`.
+        target, backend: as for `CAM`.
 
     Attributes:
         layer: the `TargetLayer` in use, or None before the first forward.
@@ -62,8 +65,11 @@ class Recording:
         network: nn.Module,
         target_layer: str | nn.Module | TargetLayer | None,
         target: Target | None = None,
+        backend: Any = None,
     ) -> None:
         self.network, self._target = network, target
+        self._compiled: Compiled | None = None
+        self._backend, self._is_open = backend, False
         self.layer: TargetLayer | None = None
         self.failure = ""
         self.frozen: list[nn.Parameter] = []
@@ -83,12 +89,13 @@ class Recording:
 
     def open(self) -> None:
         """Puts itself around the network's forward."""
-        self._refusal = ""
+        self._refusal, self._is_open = "", True
         self._open.enter_context(run_eagerly())
         self._open.callback(StandIn.enter(self.network, self.around))
 
     def close(self) -> None:
         """Takes itself away again."""
+        self._is_open = False
         self._open.close()
 
     def expect(self, images: Tensor | None) -> None:
@@ -113,12 +120,15 @@ class Recording:
         draw_again = keep_random_numbers(images.device)
         _running.append(self)
         call = Call(forward, args, kwargs, images)
+        compiles = self._backend is not None
         try:
             output = self._record(call)
             if self._given and not self._early and self.failure == self._no_graph:
                 draw_again()
                 output = self._record_early(call, output)
-            return output
+            if not (compiles and self.failure):
+                return output
+            problem = self.failure
         except Exception as error:
             problem = self._describe(error)
         except BaseException:
@@ -129,6 +139,9 @@ class Recording:
         # The error's traceback is gone, and with it what the recorded forward held.
         self.release()
         draw_again()
+        if compiles:
+            self._backend, self._found = None, False
+            return self.around(forward, args, kwargs)
         refusal, self._refusal, self.failure = self._refusal, "", ""
         output = forward(*args, **kwargs)
         # Else the plain forward fails as well, and it is not for us to say why.
@@ -164,9 +177,7 @@ class Recording:
             assert self._given is not None
             if not through:
                 stack.enter_context(shielding(self.network))
-            hook = self._given[1].register_forward_hook(self._at_target_layer)
-            stack.callback(hook.remove)
-            output = call()
+            output = self._run(call, self._given[1], stack)
             if output is not None:
                 self._finish(output)
             if not self._checked and self.layer is not None and not self.failure:
@@ -174,6 +185,17 @@ class Recording:
         plain = not (through and _has_graph(call.images, self.network))
         # Another one around this network still needs the graph.
         return detach(output) if plain and len(_running) == 1 else output
+
+    def _run(self, call: Call, layer: nn.Module, stack: ExitStack) -> Any:
+        """The forward, and what happens at the layer; compiled where asked for and one records."""
+        alone = self._is_open and len(_running) == 1
+        if not (self._backend and alone and isinstance(call.forward, FunctionType | MethodType)):
+            hook = layer.register_forward_hook(self._at_target_layer)
+            stack.callback(hook.remove)
+            return call()
+        self._compiled = self._compiled or Compiled(layer, self._backend)
+        at_layer = partial(self._at_target_layer, layer, None)
+        return self._compiled(call.forward, call.args, call.kwargs, at_layer)
 
     def _record_early(self, call: Call, output: Any) -> Any:
         """Once more, at a given layer, with grad on early; else what came out the first time."""

@@ -139,7 +139,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.parametrize("num", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_network_that_keeps_features_keeps_no_graph(num, tmp_path):
     module = Stranger(Keeps())
     buffer = module.net.mean

@@ -102,18 +102,6 @@ def test_by_default_what_asks_for_no_forward_more(tmp_path, caplog):
     assert not [record for record in caplog.records if "cannot measure" in record.message]
 
 
-def test_nothing_is_measured_unasked_under_compile(tmp_path, caplog):
-    class Compiled(L.Callback):
-        def setup(self, trainer, module, stage):
-            module.backbone.compile(backend="eager")
-
-    trainer, *_ = fit(tmp_path, Compiled(), GradCAM(2))
-    assert not [name for name in trainer.callback_metrics if "gradcam" in name]
-    assert sum("measures no maps under torch.compile" in text for text in caplog.messages) == 1
-    trainer, *_ = fit(tmp_path, Compiled(), GradCAM(2, metrics=["sparseness"]))
-    assert "val/gradcam/sparseness" in trainer.callback_metrics
-
-
 def test_two_callbacks_keep_their_states_apart(tmp_path):
     last = ModelCheckpoint(tmp_path, filename="last")
     fit(tmp_path, GradCAM(2), GradCAM(2, method="layercam", name="layercam"), last)

@@ -162,6 +162,7 @@ def test_logger_that_raises(warned, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_nothing_grows_over_twenty_epochs():
     counts, tensors = [], []
 

@@ -1,6 +1,7 @@
 """`litcam explain` and what comes its way: one line each, and the rest of the work is done."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -352,3 +353,54 @@ def test_a_config_with_one_word_where_several_may_stand(explain):
     Path("mine.yaml").write_text("models: test_resnet\nclasses: 7\nphotos: a.png\n")
     _, record, _ = explain("--config", "mine.yaml")
     assert [at["class"] for at in record] == [7]
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:3", r"device 'cuda:3' is not here: there are 0 CUDA devices; leave --device out"),
+        ("cudda", r"device 'cudda' does not exist; did you mean cuda\?"),
+        ("gpu", r"device 'gpu' does not exist; did you mean cuda\?"),
+        ("meta", r"device 'meta' is not here: there are 0 meta devices"),
+        ("x", r"device 'x' does not exist; did you mean auto, cpu, cuda, mps, xpu\?"),
+    ],
+)
+def test_a_device_that_is_not_here(explain, device, said):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    PHOTO.save("a.png")
+    lines, record, code = explain("a.png", "--models", "test_resnet", "--device", device)
+    assert len(lines) == 1
+    assert re.search(said, lines[0])
+    assert (record, code) == ([], 2)
+
+
+def test_the_device_is_found_or_given(explain):
+    PHOTO.save("a.png")
+    best = torch.accelerator.current_accelerator(check_available=True)
+    for words, device in (((), best or "cpu"), (("--device", "cpu"), "cpu")):
+        _, record, _ = explain("a.png", "--models", "test_resnet", *words)
+        assert [at["device"].partition(":")[0] for at in record] == [str(device)]
+    Path("some.yaml").write_text("device: cuda:99")
+    lines, _, code = explain("a.png", "--models", "test_resnet", "--config", "some.yaml")
+    assert "device 'cuda:99' is not here" in lines[0]
+    assert code == 2
+
+
+def test_a_layer_is_looked_for_once_a_model(explain, monkeypatch):
+    from litcam.explain.forward import recording
+
+    looked = []
+
+    def find_layer(*args, **kwargs):
+        looked.append(1)
+        return original(*args, **kwargs)
+
+    original = recording.find_layer
+    monkeypatch.setattr(recording, "find_layer", find_layer)
+    for name in ("a", "b", "c"):
+        PHOTO.save(f"{name}.png")
+    models = ["test_resnet", "test_vit"]
+    _, record, _ = explain("a.png", "b.png", "c.png", "--models", *models)
+    assert len(record) == 6
+    assert len(looked) == 2

@@ -130,7 +130,7 @@ def test_all_methods_and_classes_come_out_of_one_forward(name):
     hook = network.register_forward_hook(lambda *args: calls.append(1))
     methods = ["gradcam", "hirescam", "eigencam"]
     cells, problems = explain_photo(
-        network, image, ["4", "7"], methods, resolve=lambda word, _: (int(word), word)
+        CAM(network), image, ["4", "7"], methods, resolve=lambda word, _: (int(word), word)
     )
     hook.remove()
     assert len(calls) == 1

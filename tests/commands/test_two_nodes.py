@@ -86,7 +86,13 @@ def test_two_nodes_train_validate_and_explain_as_one(folder):
     assert alone.returncode == 0, said
     nodes = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     nodes += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    several = ["--trainer.num_nodes=2", "--trainer.strategy=ddp"]
+    # The recipe for GPUs, but for what only a GPU has.
+    several = ["--trainer=trainer/multi_node.yaml", "--trainer.num_nodes=2"]
+    several += [
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.sync_batchnorm=false",
+    ]
     started = [
         start(folder, "both", *nodes, "--node-rank", str(rank), *FIT, *several) for rank in (0, 1)
     ]

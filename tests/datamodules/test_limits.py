@@ -104,6 +104,7 @@ def go_on(root, *, stop, then=None, **options):
     return first.trained + second.trained, second, trainer
 
 
+@pytest.mark.slow
 def test_a_limit_counts_what_was_trained_before(root):
     whole, _ = fit(root, limit_train_batches=4)
     trained, second, trainer = go_on(root, stop=3, limit_train_batches=4)

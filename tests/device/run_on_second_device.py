@@ -1,24 +1,32 @@
 """Trains and validates on the second device, and tells the waits of each kind of step as JSON.
 
-python run_on_second_device.py classifier | mixup | costly | vit | swin | cnn
+Besides, the operators of the last step of each kind: what a GPU would be asked to launch.
+
+python run_on_second_device.py classifier | mixup | costly | vit | swin | cnn | explain
 """
 
 import collections
+import contextlib
+import io
 import json
 import logging
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import second_device
 import torch
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from PIL import Image
 
 from litcam.callbacks import Coverage, GradCAM, Neighbours, Reconstructions
 from litcam.datamodules import SyntheticDataModule
 from litcam.lightning_modules import MAE, Classifier
+from litcam.train import main
 
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -79,6 +87,12 @@ def make(kind):
     return Classifier("resnet10t", 8), [Coverage(), GradCAM(4, metrics=metrics)], 32, 64
 
 
+def count_waits(watch):
+    """What a GPU would be waited for, by line: questions, and copies off it."""
+    copies = {k: n for k, n in watch.copies.items() if k.startswith(second_device.NAME)}
+    return watch.syncs + collections.Counter(copies)
+
+
 def fit(kind):
     """Mean waits of the later epochs, by kind of step."""
     watches, opened = collections.defaultdict(list), []
@@ -116,18 +130,51 @@ def fit(kind):
             callbacks=[first, *callbacks, last],
         )
         trainer.fit(module, SyntheticDataModule(num_train, num_val, batch_size=8))
-    waits, lines = {}, collections.Counter()
+    waits, operators, lines = {}, {}, collections.Counter()
     for name, all_of_them in watches.items():
         late = all_of_them[len(all_of_them) // EPOCHS :]
+        operators[name] = late[-1].ops
         for watch in late:
-            found = watch.syncs + collections.Counter(
-                {k: n for k, n in watch.copies.items() if k.startswith(second_device.NAME)}
-            )
+            found = count_waits(watch)
             waits[name] = waits.get(name, 0) + sum(found.values()) / len(late)
             lines.update({f"{name}: {line}": n for line, n in found.items()})
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {"waits": waits, "lines": lines.most_common(12), "metrics": metrics}
+    counted = {"waits": waits, "operators": operators, "lines": lines.most_common(12)}
+    return {**counted, "metrics": metrics}
+
+
+def explain():
+    """What `litcam explain` gives on both devices, and its waits on the second one.
+
+    The waits of a second photo are told apart: with the first a layer is looked for.
+    """
+    numbers = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)
+    words = ["--models", "test_resnet", "test_vit", "--classes", "cat", "7", "predicted"]
+    words += ["--methods", "gradcam", "layercam", "eigencam"]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for at, pixels in enumerate(numbers):
+            Image.fromarray(pixels).save(f"{at}.png")
+        runs = {"cpu": ["cpu", ["0.png", "1.png"]], "one": ["auto", ["0.png"]]}
+        runs["two"] = [f"{second_device.NAME}:0", ["0.png", "1.png"]]
+        for name, (device, photos) in runs.items():
+            with second_device.Watch() as watch, contextlib.redirect_stdout(io.StringIO()):
+                main(["explain", *photos, *words, "--device", device, "--out", name])
+            record = json.loads(Path(name, "explain.json").read_text())
+            maps = [np.asarray(Image.open(Path(name, at["file"])), int) for at in record]
+            found[name] = record, maps, count_waits(watch)
+    (cpu, maps, _), (_, _, one), (there, maps_there, two) = (found[name] for name in runs)
+    waits = {"first": one.total(), "second": (two - one).total()}
+    return {
+        "cpu": cpu,
+        "there": there,
+        # Of 255; also the other device's attention adds up in its own order.
+        "apart": max(int(np.abs(a - b).max()) for a, b in zip(maps, maps_there, strict=True)),
+        "waits": waits,
+        "lines": (two - one).most_common(12),
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(fit(sys.argv[1])))
+    kind = sys.argv[1]
+    print(json.dumps(explain() if kind == "explain" else fit(kind)))

@@ -30,6 +30,10 @@ def run(kind, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+# In a validation batch; they are what a GPU is asked to launch.
+MOST_OPERATORS = {"classifier": 500, "mixup": 690}
+
+
 @pytest.mark.parametrize("kind", ["classifier", "mixup", "vit", "swin", "cnn"])
 def test_no_wait_in_a_step_and_one_in_a_validation_batch(kind, tmp_path):
     found = run(kind, tmp_path)
@@ -37,9 +41,29 @@ def test_no_wait_in_a_step_and_one_in_a_validation_batch(kind, tmp_path):
     assert found["waits"]["batch"] <= 1, found["lines"]
     # A handful: the gatherings of a validation's end.
     assert found["waits"]["end"] <= 12, found["lines"]
+    if kind in MOST_OPERATORS:
+        assert found["operators"]["batch"] <= MOST_OPERATORS[kind]
 
 
 def test_metrics_that_ask_again_run_there_too(tmp_path):
     found = run("costly", tmp_path)
     assert {"val/gradcam/road", "val/gradcam/deletion"} <= set(found["metrics"])
     assert found["waits"]["train"] == 0
+
+
+def test_explain_gives_the_same_maps_and_waits_once_a_method(tmp_path):
+    found = run("explain", tmp_path)
+    cpu, there = found["cpu"], found["there"]
+    assert len(cpu) == 2 * 2 * 3 * 3
+    for mine, theirs in zip(cpu, there, strict=True):
+        assert (mine.pop("device"), theirs.pop("device")) == ("cpu", "twin:0")
+        assert mine.pop("file").split("/")[-1] == theirs.pop("file").split("/")[-1]
+        assert theirs == {
+            name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            for name, value in mine.items()
+        }
+    assert found["apart"] <= 2
+    # Of a second photo by two models: the probabilities, and the maps of each of three methods.
+    assert found["waits"]["second"] <= 2 * (1 + 3), found["lines"]
+    # With the first a layer is looked for.
+    assert found["waits"]["first"] <= 200

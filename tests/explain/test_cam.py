@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from litcam.explain import CAM
-from litcam.explain.networks import unwrap
 
 SMALL = {
     "cnn": ("resnet10t", {}),
@@ -369,36 +368,6 @@ def test_output_objects(pack, unpack, search):
         assert torch.equal(expected, got)
         assert not got.requires_grad
     assert cam([0, 1]).shape == (2, 62, 62)
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.filterwarnings("ignore")  # torch's own, from tracing
-@pytest.mark.slow
-def test_compiled_networks(backend, in_place):
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, 5),
-    )  # fmt: skip
-    with CAM(network) as cam, torch.no_grad():
-        plain = network(images())
-    expected = cam([0, 1])
-    if in_place:
-        network.compile(backend=backend)
-        compiled = network
-    else:
-        compiled = torch.compile(network, backend=backend)
-        assert unwrap(compiled) is network
-    for layer in (None, "0"):
-        with torch.no_grad():
-            compiled(images())  # compiled before the hooks are put on
-            with CAM(compiled, target_layer=layer) as cam:
-                assert torch.equal(compiled(images()), plain)
-            assert cam.target_layer.name == "0"
-            assert torch.equal(cam([0, 1]), expected)
-            assert torch.allclose(compiled(images()), plain)
 
 
 # Memory

@@ -38,9 +38,12 @@ def make(row):
     return network
 
 
+# Each takes seconds; halo attention half a minute, and no images below 256 pixels.
+LARGE = {"halonet_h1", "vgg11", "maxvit_t", "nasnetalarge", "pnasnet5large", "mobilenetv5_base"}
+
+
 def mark(row):
-    """Halo attention takes half a minute, and no images below 256 pixels."""
-    return pytest.param(row, marks=pytest.mark.slow if row.model == "halonet_h1" else [])
+    return pytest.param(row, marks=pytest.mark.slow if row.model in LARGE else [])
 
 
 @pytest.mark.parametrize("row", [mark(row) for row in TIMM + TORCHVISION], ids=IDS)

@@ -203,6 +203,7 @@ def test_datasets_are_sent_to_workers_by_the_places_of_their_files(made):
         assert other.fingerprint == dataset.fingerprint
 
 
+@pytest.mark.slow
 def test_reading_needs_no_file_locks_of_this_system():
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
