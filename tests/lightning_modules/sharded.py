@@ -91,6 +91,7 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         loss = outputs["loss"].detach().clone()
         self.losses.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))
+        self.held = count_held(module, trainer.optimizers[0])
         if trainer.global_step == self.kill:
             signal.raise_signal(self.signal)
 
@@ -99,9 +100,16 @@ class Watch(pl.Callback):
             assert type(part) is torch.nn.Parameter  # whole, as a stranger's callback expects them
 
 
+def count_held(module, optimizer):
+    """How many numbers of weights and of the optimiser's state a process holds between steps."""
+    state = [value for kept in optimizer.state.values() for value in kept.values()]
+    tensors = [value for value in (*module.parameters(), *state) if torch.is_tensor(value)]
+    return sum(getattr(tensor, "_local_tensor", tensor).numel() for tensor in tensors)
+
+
 def main(
     family, folder, photos, mae=False, imagenet=False, every=3, options=None, epochs=2, resume=None,
-    num_val=9, checkpointing=False,     **given,
+    num_val=9, refused=False, **given,
 ):  # fmt: skip
     pl.seed_everything(0, verbose=False)
     name, args = FAMILIES[family]
@@ -115,6 +123,8 @@ def main(
     )
     shown = Reconstructions(num_images=3, steps=[2]) if mae else GradCAM(indices=[0, 3, 4, 7, 8])
     shown = [shown, *([Neighbours()] if mae else [])]
+    if not refused:  # it would have the processes go apart
+        shown.append(EndTogether())
     keep = ModelCheckpoint(
         f"{folder}/kept",
         save_last=True,
@@ -124,16 +134,15 @@ def main(
     )
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, default_root_dir=folder, logger=False,
-        callbacks=[*shown, Coverage(), EndTogether(), watch, keep], use_distributed_sampler=False,
+        callbacks=[*shown, Coverage(), watch, keep], use_distributed_sampler=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, **given,
     )  # fmt: skip
-    if not mae:
 
-        def log_and_keep(trainer, explained, *rest):
-            watch.maps.append({each.index: each.maps for each in explained})
-            log_maps(trainer, explained, *rest)
+    def log_and_keep(trainer, explained, *rest):
+        watch.maps.append({each.index: each.maps for each in explained})
+        log_maps(trainer, explained, *rest)
 
-        grad_cam.log_maps = log_and_keep
+    grad_cam.log_maps = log_and_keep
     data = Data(photos, batch=8, num_val=num_val)
     module.allow_zero_length_dataloader_with_multiple_devices = True
     if imagenet:
@@ -142,17 +151,24 @@ def main(
             photos, batch_size=8 // world, num_workers=0, image_size=64, images_per_class=12,
             backbone=name,
         )  # fmt: skip
-    if checkpointing:
-        module.backbone.set_grad_checkpointing()
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=False)
     except SIGTERMException:
         return
+    except ValueError as error:
+        if not refused:
+            raise
+        print(f"process {trainer.global_rank} was refused: {error}", flush=True)
+        return
     if trainer.received_sigterm:
         return
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    tested = {} if mae else trainer.test(module, data, verbose=False)[0]
+    tested, last = {}, f"{folder}/kept/last.ckpt"
+    if not mae:
+        given = {"verbose": False, "weights_only": False}
+        tested = trainer.test(module, data, ckpt_path=last, **given)[0]
     saved = {"losses": watch.losses, "maps": watch.maps, "metrics": metrics, "tested": tested}
+    saved["held"] = watch.held
     torch.save(saved, f"{folder}/{trainer.global_rank}.pt")
     assert trainer.world_size == world
 

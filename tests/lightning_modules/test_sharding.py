@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from sharded import FAMILIES, Data
 from torch.utils.data import DataLoader
@@ -94,14 +95,15 @@ def ran(tmp_path_factory):
 def test_two_processes_train_and_explain_as_one(ran, name):
     one, two = (read(ran[0] / world / name) for world in ("one", "two"))
     assert two["losses"] == pytest.approx(one["losses"], abs=2e-6)
-    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
-    assert two["tested"] == pytest.approx(one["tested"], abs=1e-4)
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+    assert two["tested"] == pytest.approx(one["tested"], abs=1e-5)
     # One of them validates two batches and the other one: every image is counted.
     assert two["metrics"]["val/images_unique"] == 9
     assert two["metrics"]["train/images_unique"] == 24
     assert read(ran[0] / "two" / name, rank=1)["losses"] == two["losses"]
+    assert two["held"] < 0.56 * one["held"]
     one, two = (load(ran[0] / world / name) for world in ("one", "two"))
-    assert difference(one["state_dict"], two["state_dict"]) < 2e-4
+    assert difference(one["state_dict"], two["state_dict"]) < 5e-5
     kept, other = one["optimizer_states"][0], two["optimizer_states"][0]
     assert kept["param_groups"] == other["param_groups"]
     assert kept["state"].keys() == other["state"].keys()
@@ -119,7 +121,7 @@ def test_maps_of_two_processes_are_those_of_one(ran, name):
         assert first.keys() == second.keys()
         assert len(first) == 5
         for index, maps in first.items():
-            assert second[index] == pytest.approx(maps, abs=1e-3 * float(maps.max()))
+            assert second[index] == pytest.approx(maps, abs=1e-4 * float(maps.max()))
 
 
 @pytest.mark.slow
@@ -141,7 +143,7 @@ def test_the_encoder_of_two_processes_is_whole(ran):
             load_file(ran[0] / world / name / "kept/encoder.safetensors")
             for world in ("one", "two")
         )
-        assert difference(one, two) < 2e-4
+        assert difference(one, two) < 5e-5
         # And that of the checkpoint, by timm's keys.
         weights = load(ran[0] / "two" / name)["state_dict"]
         assert all(torch.equal(two[key], weights[f"encoder.{key}"]) for key in two)
@@ -157,6 +159,7 @@ def test_a_run_goes_on_where_it_was_killed_and_on_other_numbers_of_processes(ran
     assert load(folder / "two/killed")["global_step"] == 4
     assert load(folder / "two/stopped")["global_step"] == 5
     runs = {
+        "late": {"family": "vit", "num_val": 1, "refused": True},
         "resumed": {**WHOLE, "resume": str(last)},
         "again": {**WHOLE, "resume": str(folder / "two/stopped/kept/last.ckpt")},
         "from_one": {**PLAIN["vit"], "resume": str(states["one"])},
@@ -174,8 +177,12 @@ def test_a_run_goes_on_where_it_was_killed_and_on_other_numbers_of_processes(ran
             kept = resumed["optimizer_states"][0]["state"][number]
             assert all(torch.equal(value, kept[key]) for key, value in state.items())
     uninterrupted = load(folder / "one/vit")["state_dict"]
-    assert difference(uninterrupted, load(tmp_path / "two/from_one")["state_dict"]) < 2e-4
-    assert difference(uninterrupted, load(tmp_path / "one/from_two")["state_dict"]) < 2e-4
+    assert difference(uninterrupted, load(tmp_path / "two/from_one")["state_dict"]) < 5e-5
+    assert difference(uninterrupted, load(tmp_path / "one/from_two")["state_dict"]) < 5e-5
+
+    # One validation image for two processes: neither waits for the other.
+    for rank in range(2):
+        assert f"process {rank} was refused: a loader has batches for some processes only" in said
 
     # A gradient that is not finite in one process stops both before the step.
     assert said.count("the gradient is not finite at step 2") >= 2
@@ -224,6 +231,9 @@ def test_one_process_alone(photos, tmp_path, warned):
         assert type(module).__name__ == "Classifier"
     assert difference(*weights) < 1e-6
     assert not warned
+    again = make(strategy="fsdp2", default_root_dir=tmp_path)
+    again.fit(module, data, ckpt_path=root / "a.ckpt", weights_only=False)
+    again.validate(module, data, verbose=False)
 
 
 @pytest.mark.usefixtures("alone_in_a_group")
@@ -242,11 +252,15 @@ def test_what_cannot_be_divided_is_refused_in_a_line(given, message, photos, tmp
         trainer.fit(module, Data(photos, batch=4))
 
 
-@pytest.mark.slow
-def test_a_process_without_a_validation_batch_is_refused_and_waited_for_by_none(photos, tmp_path):
-    said = run({"late": {"family": "vit", "num_val": 1}}, tmp_path, photos, 2, fails=True)
-    for rank in range(2):
-        assert f"[rank{rank}]: ValueError: a loader has batches for some processes only" in said
+def test_under_another_sharding_a_callback_says_what_to_do(tmp_path, caplog):
+    trainer = make(strategy=ModelParallelStrategy(), default_root_dir=tmp_path)
+    trainer.strategy.connect(make_module())
+    with caplog.at_level("INFO"):
+        GradCAM().setup(trainer, trainer.lightning_module, "fit")
+    told = [line for line in caplog.messages if "GradCAM" in line]
+    assert len(told) == 1
+    assert "off under ModelParallelStrategy, where no process has the whole network" in told[0]
+    assert "--trainer trainer/fsdp.yaml" in told[0]
 
 
 @pytest.mark.parametrize(
