@@ -194,7 +194,13 @@ class KeptMaps:
         device = images.device
         table = torch.stack([classes.to(device) for classes in views.values()], 1)
         labels = torch.full_like(table[:, 0], -1) if labels is None else labels.to(device)
-        maps = recorded.cam.maps(table.clamp(min=0))
+        made = [
+            recorded.own_maps
+            if view == "true" or recorded.logits.shape[1] == 1
+            else recorded.cam.maps(classes.clamp(min=0)[:, None])[:, 0]
+            for view, classes in zip(views, table.unbind(1), strict=True)
+        ]
+        maps = torch.stack(made, 1)
         chosen = torch.tensor(list(rows), device=device)
         kept = [images, maps, table, labels, recorded.logits]
         tensors = [*(tensor.index_select(0, chosen) for tensor in kept), find_span(images)]

@@ -178,11 +178,7 @@ def _find_inputs(
     """The maps; what `update` takes, by what its metric needs; and why there is none of it."""
     cam, logits, labels, answer = recorded.cam, recorded.logits, recorded.labels, recorded.answer
     assert cam.images is not None
-    images, classes = cam.images, logits.nan_to_num().argmax(1)
-    if labels is not None:
-        known = (labels >= 0) & (labels < logits.shape[1])
-        classes = labels.to(classes).where(known.to(classes.device), classes)
-    maps = Maps(cam.maps(classes[:, None])[:, 0])
+    images, classes, maps = cam.images, recorded.own_classes, Maps(recorded.own_maps)
     given: dict[str, tuple[Any, ...]] = {"": (maps,), "answers": (logits, labels)}
     lacking: dict[str, str] = {}
     if logits.shape[1] < 2 and answer.activation == "identity":

@@ -1,6 +1,7 @@
 """Recording the network's forward inside somebody else's validation step."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,21 @@ class Recorded:
         """`(batch, num_scores)`, without their graph."""
         assert self.cam.logits is not None
         return self.cam.logits.detach()
+
+    @cached_property
+    def own_classes(self) -> Tensor:
+        """The true class of each image, or the predicted one where there is none, `(batch,)`."""
+        logits, labels = self.logits, self.labels
+        predicted = logits.nan_to_num().argmax(1)
+        if labels is None:
+            return predicted
+        known = (labels >= 0) & (labels < logits.shape[1])
+        return labels.to(predicted).where(known.to(predicted.device), predicted)
+
+    @cached_property
+    def own_maps(self) -> Tensor:
+        """Their maps `(batch, height, width)`, made once for what is shown and what is measured."""
+        return self.cam.maps(self.own_classes[:, None])[:, 0]
 
 
 class Recorder:
