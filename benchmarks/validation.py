@@ -11,10 +11,11 @@ writes at its end. All ways run in one process, interleaved, and the figures are
 rounds' ratios to the plain validation of the same round. The ways:
 
 - GradCAM(): every image explained, pointing game, energy inside, sparseness, drift and blank maps
-  of all of them, pictures of eight. Network and layer are named; a run that looks for them does so
-  once, in its first validation, which is the second column.
-- GradCAM(metrics=()): only the eight shown images, which lie in the first batch here. That is one
-  of a few batches; of a validation of thousands it is next to nothing.
+  of all of them, pictures of eight, which lie in the first batch here: one of a few that are gone
+  through backward twice. Network and layer are named; a run that looks for them does so once, in
+  its first validation, which is the second column; its eight are in eight batches.
+- GradCAM(metrics=()): only the eight shown images. That is one of a few batches; of a validation of
+  thousands it is next to nothing.
 - the peers, in a callback of their own that explains each batch again after the validation step,
   with the same pointing game and energy inside of their maps, and no pictures. A peer's hooks are
   on only for its own forward. They come with `pip install -e ".[dev]"`.
@@ -164,7 +165,7 @@ def find_callbacks(way: str, name: str, network: nn.Module) -> list[pl.Callback]
         case "GradCAM(), first validation":
             return [GradCAM()]
         case "GradCAM()":
-            return [GradCAM(**named)]
+            return [GradCAM(**named, indices=range(8))]
         case "GradCAM(metrics=())":
             return [GradCAM(**named, metrics=(), indices=range(8))]
     return [SecondPass(find_peer(way, name, network))]
