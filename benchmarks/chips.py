@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+
+from litcam.lightning_modules import decoders
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,8 @@ def chip_of(device: torch.device) -> Chip | None:
 def count_flops(call: Callable[[], object]) -> int:
     """Operations of the matrix products and convolutions of a call, a multiply-add being two."""
     # Written out, because torch does not count a CPU's fused attention.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
-    return int(counter.get_total_flops())
+    with sdpa_kernel(SDPBackend.MATH):
+        return decoders.count_flops(call)
 
 
 def tell_speed(flops: float, seconds: float, device: torch.device) -> str:

@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.distributed_c10d import _get_default_store
 
+from litcam.callbacks.validation.beside import find_sharding
+
 __all__ = ["EndTogether"]
 
 KEY = "litcam/trouble"
@@ -129,8 +131,7 @@ def _name(returncode: int) -> str:
 
 
 def _is_sharded(trainer: pl.Trainer) -> bool:
-    name = type(trainer.strategy).__name__
-    return any(kind in name for kind in ("FSDP", "FullySharded", "DeepSpeed", "ModelParallel"))
+    return bool(find_sharding(trainer)) or hasattr(trainer.strategy, "whole_weights")
 
 
 def _save_no_more(callback: Checkpoint) -> None:

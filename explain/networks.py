@@ -30,13 +30,6 @@ def run_eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def is_compiled(network: nn.Module) -> bool:
-    """Whether the network or a part of it runs under `torch.compile`."""
-    # Lightning takes the wrapper off a LightningModule and keeps it in `_compiler_ctx`.
-    marks = ("_orig_mod", "_compiled_call_impl", "_compiler_ctx")
-    return any(getattr(part, mark, None) for part in network.modules() for mark in marks)
-
-
 def find_images(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Tensor | None = None
 ) -> Tensor | None:

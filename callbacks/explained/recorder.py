@@ -12,7 +12,7 @@ from litcam.callbacks.validation.batch import Batch
 from litcam.explain import CAM, TargetLayer
 from litcam.explain.forward.compiled import find_backend
 from litcam.explain.layers.layout import find_module, resolve_indices
-from litcam.explain.networks import is_compiled, unwrap
+from litcam.explain.networks import unwrap
 
 # So many batches of a loader in a row that cannot be explained are enough for one validation.
 TRIES = 2
@@ -193,10 +193,9 @@ class Recorder:
         return self._names[network]
 
     def _make(self, network: nn.Module) -> CAM:
-        inner, backend = unwrap(network), None
+        inner = unwrap(network)
         layer = self._known.get(inner, self._layer)
-        if self._compiles and is_compiled(self._root):
-            backend = find_backend(self._root, inner)
+        backend = find_backend(self._root, inner) if self._compiles else None
         return CAM(network, self._method, layer, target=self._answer, backend=backend)
 
     def _find_problem(self, cam: CAM, batch: Batch, *, is_new: bool) -> str:

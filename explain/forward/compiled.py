@@ -14,8 +14,8 @@ from litcam.explain.forward.untouched import ours
 
 # What takes the graphs of a layer's networks apart. One for each layer: a graph that was made for
 # another one, or for nobody, has no mark at this one.
-_backends: WeakKeyDictionary[nn.Module, list[tuple[Any, "_Apart"]]] = WeakKeyDictionary()
-_places = count(1)
+_backends: WeakKeyDictionary[nn.Module, list[tuple[Any, "_Splitter"]]] = WeakKeyDictionary()
+_numbers = count(1)
 
 
 class Compiled:
@@ -31,11 +31,11 @@ class Compiled:
     def __init__(self, layer: nn.Module, backend: Any) -> None:
         self._layer = layer
         known = _backends.setdefault(layer, [])
-        found = [apart for given, apart in known if given == backend]
+        found = [splitter for given, splitter in known if given == backend]
         if not found:
-            found = [_Apart(backend)]
+            found = [_Splitter(backend)]
             known.append((backend, found[0]))
-        self._apart = found[0]
+        self._splitter = found[0]
         self._forward: Any = None
         self._compiled: Callable[..., Any] | None = None
 
@@ -55,16 +55,16 @@ class Compiled:
         forward = getattr(forward, "_torchdynamo_orig_callable", forward)
         if self._compiled is None or self._forward != forward:
             self._forward = forward
-            self._compiled = _compile(self._apart.place(forward), self._apart)
+            self._compiled = _compile(self._splitter.isolate(forward), self._splitter)
         # Blocks share their code: without a look at hooks the last one would take the first's.
         looking = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
         hook = self._layer.register_forward_hook(_mark_output)
-        self._apart.at_layer = at_layer
+        self._splitter.at_layer = at_layer
         try:
             with torch.compiler.set_stance("default"), looking:
                 return self._compiled(*args, **kwargs)
         finally:
-            self._apart.at_layer = None
+            self._splitter.at_layer = None
             hook.remove()
 
 
@@ -102,29 +102,28 @@ def _mark_output(module: nn.Module, args: Any, output: Any) -> Any:
     return _mark(output)
 
 
-class _Apart:
+class _Splitter:
     """A backend that compiles what is before and behind the mark with another one.
 
     Attributes:
         at_layer: what happens at the mark in the forward under way.
-        place: where the networks that this layer is in are compiled.
+        isolate: has what compiles the networks around this layer kept apart from all else.
     """
 
     def __init__(self, backend: Any) -> None:
         torch.compiler.allow_in_graph(_mark)
-        self._compile_part, self.place = _prepare(backend), _find_place()
+        self._compile_part, self.isolate = _prepare(backend), _make_isolation()
         self.at_layer: Callable[[Tensor], Tensor | None] | None = None
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         from torch.fx.passes.split_module import split_module
 
-        nodes = list(graph.graph.nodes)
-        marks = [place for place, node in enumerate(nodes) if node.target is _mark]
+        places = {node: place for place, node in enumerate(graph.graph.nodes)}
+        marks = [place for node, place in places.items() if node.target is _mark]
         if not marks:  # of a network that is compiled in parts, one without the layer
             return self._compile_part(graph, inputs)
         if len(marks) > 1:
             raise ValueError("the layer is called more than once")
-        places = {node: place for place, node in enumerate(nodes)}
 
         def part(node: torch.fx.Node) -> int:
             return (places[node] > marks[0]) - (places[node] < marks[0])
@@ -133,10 +132,8 @@ class _Apart:
         children: list[tuple[str, Any]] = list(whole.named_children())
         for name, child in children:
             at_mark = any(node.target is _mark for node in child.graph.nodes)
-            if at_mark:
-                setattr(whole, name, _Call(self._at_mark))
-            else:
-                setattr(whole, name, _Call(_compile(_find_place()(child), self._compile_part)))
+            compiled = None if at_mark else _compile(_make_isolation()(child), self._compile_part)
+            setattr(whole, name, _Call(compiled or self._at_mark))
         return whole.forward
 
     def _at_mark(self, output: Tensor) -> Tensor:
@@ -162,20 +159,20 @@ def _compile(forward: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     return compiled
 
 
-def _find_place() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _make_isolation() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes functions that call others, from one piece of code that nobody else has.
 
     Dynamo keeps what it compiled by the code and gives up after eight times; that of
     `nn.Sequential`, and of every graph, all have in common.
     """
-    number = next(_places)
+    number = next(_numbers)
     code = _make_call(print).__code__.replace(co_name=f"part_{number}", co_firstlineno=number)
 
-    def put(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def isolate(forward: Callable[..., Any]) -> Callable[..., Any]:
         closure = _make_call(forward).__closure__
         return FunctionType(code, globals(), code.co_name, None, closure)
 
-    return put
+    return isolate
 
 
 def _make_call(forward: Callable[..., Any]) -> FunctionType:

@@ -128,7 +128,6 @@ class Recording:
                 output = self._record_early(call, output)
             if not (compiles and self.failure):
                 return output
-            problem = self.failure
         except Exception as error:
             problem = self._describe(error)
         except BaseException:
@@ -139,7 +138,7 @@ class Recording:
         # The error's traceback is gone, and with it what the recorded forward held.
         self.release()
         draw_again()
-        if compiles:
+        if compiles:  # once more, uncompiled
             self._backend, self._found = None, False
             return self.around(forward, args, kwargs)
         refusal, self._refusal, self.failure = self._refusal, "", ""
