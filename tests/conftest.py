@@ -25,6 +25,12 @@ LOGGERS = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=300, help="inputs of a kind in tests/faults")
+    parser.addoption("--soak", type=int, default=30, help="epochs of the long run there")
+    parser.addoption("--reliability_page", default="", help="file whose table of faults to write")
+
+
 def pytest_configure(config):
     for line in CALM:
         config.addinivalue_line("filterwarnings", line)
