@@ -2,6 +2,7 @@
 
     python benchmarks/operators.py                       # ResNet-50 and ViT-B/16, for an H100
     python benchmarks/operators.py --models swin_base_patch4_window7_224 --batch 256 --chip L4
+    python benchmarks/operators.py --host                # what the CPU does for a batch
 
 It is arithmetic and no measurement. The last batch of a validation through Lightning, `bf16-mixed`,
 is counted at batches of four and eight images, and each operator carried on to `--batch` along the
@@ -10,10 +11,16 @@ and outputs, as if nothing stayed in a cache; a chip's time for an operator is t
 bytes at the memory's bandwidth and its operations at the peak (half of it in float32, for TF32).
 Operators of a CPU are not quite those of a GPU: autocast has another list there, and an operator
 may be one kernel or several.
+
+`--host` is a measurement: the CPU's milliseconds for a validation batch of a network of three
+layers on images of 16 pixels, where the work on the numbers is next to nothing; 1,000 batches a
+validation, interleaved, medians of five.
 """
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,7 +29,8 @@ import timm
 import torch
 from chips import CHIPS, Chip
 from gpu import PRECISION, WAYS
-from torch import Tensor
+from timing import measure
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
@@ -123,17 +131,21 @@ def count(name: str, way: str, batch: int, image_size: int) -> list[Work]:
     last.on_validation_batch_end = end  # type: ignore[method-assign]
     loader = DataLoader(InMemory(3 * batch, image_size), batch, collate_fn=lambda batch: batch)
     with TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            default_root_dir=folder,
-            accelerator="cpu",
-            precision=PRECISION,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[first, *WAYS[way](), last],
-        )
+        trainer = _trainer(folder, [first, *WAYS[way](), last], precision=PRECISION)
         trainer.validate(Validated(timm.create_model(name)), loader, verbose=False)
     return counters[-1].work
+
+
+def _trainer(folder: str, callbacks: list[pl.Callback], **kwargs: Any) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        **kwargs,
+    )
 
 
 def carry_on(few: list[Work], many: list[Work], batch: int) -> list[Work]:
@@ -156,6 +168,24 @@ def carry_on(few: list[Work], many: list[Work], batch: int) -> list[Work]:
     ]
 
 
+def measure_host(num_batches: int = 1000, rounds: int = 5) -> dict[str, float]:
+    """Milliseconds of the CPU for a validation batch of almost no network, by way."""
+    data = InMemory(4 * num_batches, 16)
+    loader = DataLoader(data, 4, collate_fn=lambda batch: batch)
+    layers = nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000)
+    module = Validated(nn.Sequential(*layers))
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with TemporaryDirectory() as folder:
+        trainers = {way: _trainer(folder, WAYS[way]()) for way in WAYS}
+        for number in range(rounds + 1):
+            for way, trainer in trainers.items():
+                validate = partial(trainer.validate, module, loader, verbose=False)
+                taken = measure(validate, torch.device("cpu"))
+                if number:  # the first looks for the layer
+                    seconds[way].append(taken)
+    return {way: 1e3 * median(taken) / num_batches for way, taken in seconds.items()}
+
+
 def find_by_name(name: str) -> Chip:
     """A chip of the table, by what it is called there."""
     chips = {chip.name: chip for chip in CHIPS.values()}
@@ -172,7 +202,14 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--chip", default="H100 SXM")
     parser.add_argument("--launch", type=float, default=5.0, help="microseconds for an operator")
+    parser.add_argument("--host", action="store_true", help="measure the CPU's part")
     options = parser.parse_args()
+    if options.host:
+        quieten()
+        print("| way | the CPU's ms a batch |\n|---|---|")
+        for way, milliseconds in measure_host().items():
+            print(f"| {way} | {milliseconds:.2f} |")
+        return
     chip = find_by_name(options.chip)
     quieten()
     print(
