@@ -36,11 +36,11 @@ def end(line: str) -> None:
 
 
 def in_short(text: str) -> str:
-    """Text on one line, its middle left out where nobody would read it."""
+    """Text on one line: no escape of a file's name reaches the terminal, no length fills it."""
     line = " ".join(text.split())
-    if len(line) <= MAX_LENGTH:
-        return line
-    return f"{line[: MAX_LENGTH // 2]} … {line[-MAX_LENGTH // 2 :]}"
+    if len(line) > MAX_LENGTH:
+        line = f"{line[: MAX_LENGTH // 2]} … {line[-MAX_LENGTH // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 @contextmanager

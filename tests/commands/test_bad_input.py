@@ -157,6 +157,6 @@ def test_a_checkpoint_does_not_choose_the_class(refuse):
 
 
 def test_a_single_logger(photos, capsys):
-    main([*FIT, "--data.root", "photos", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs",
-          "--trainer.limit_train_batches=1"])  # fmt: skip
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    main([*FIT, "--data.root", "photos", *logger, "--trainer.limit_train_batches=1"])
     assert "No report" not in capsys.readouterr().out
