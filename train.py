@@ -1,5 +1,6 @@
 """The `litcam` program: LightningCLI over the rooms, and the commands beside it."""
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the words after `litcam`; by default those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files are bytes: one that is no text must not keep its line from being said.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     name, *rest = list(sys.argv[1:] if args is None else args) or ["--help"]
     if name in ("-h", "--help"):
         lines = (f"  {name:10}{command.summary}" for name, command in COMMANDS.items())

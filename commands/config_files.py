@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from litcam.commands import errors
+from litcam.commands import errors, yaml_text
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASE = CONFIGS / "base.yaml"
+SUFFIXES = (".yaml", ".yml")
+CONFIG = ("--config", "-c")
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -14,8 +16,9 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: a YAML file is neither here nor in the package.
+        ValueError: `yaml_text.load_file` cannot read it, or it holds no options.
     """
-    return [_find(arg) for arg in args]
+    return [_find(before, word) for before, word in zip(["", *args], args, strict=False)]
 
 
 def packaged_configs() -> list[str]:
@@ -28,17 +31,29 @@ def name_of_run(args: Sequence[str]) -> str:
     names = [
         Path(value.partition("=")[2] if "=" in value else after).stem
         for value, after in zip(args, [*args[1:], ""], strict=True)
-        if value.split("=")[0] in ("--config", "-c")
+        if value.split("=")[0] in CONFIG
     ]
     return names[-1] if names else "fit"
 
 
-def _find(arg: str) -> str:
-    option, equals, value = arg.rpartition("=")
-    if not value.endswith((".yaml", ".yml")) or Path(value).exists():
-        return arg
-    packaged = CONFIGS / value.removeprefix("configs/")
-    if not packaged.exists():
+def _find(before: str, word: str) -> str:
+    """A word as it is to be read, after the word before it."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    is_config = option in CONFIG if equals else before in CONFIG and not option
+    if is_config and not value:
+        raise ValueError("--config is empty; name a YAML file")
+    if not value.endswith(SUFFIXES) and not is_config:
+        return word
+    path = Path(value)
+    if not path.exists() and value.endswith(SUFFIXES):
         wanted = value.removeprefix("configs/")
-        raise FileNotFoundError(errors.unknown("config file", wanted, packaged_configs()))
-    return f"{option}{equals}{packaged}"
+        path = CONFIGS / wanted
+        if not path.exists():
+            raise FileNotFoundError(errors.unknown("config file", wanted, packaged_configs()))
+    if path.exists():
+        if not isinstance(yaml_text.load_file(path), dict) and is_config:
+            raise ValueError(
+                f"config {path} must hold options, such as `trainer: {{max_epochs: 3}}`"
+            )
+        return f"{option}{equals}{path}"
+    return word  # YAML itself, or a mistake that the parser names

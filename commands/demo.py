@@ -1,5 +1,7 @@
 """`litcam demo`: from nothing to a trained network and where it looks, in one command."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,11 @@ PRETRAIN = """
 FINETUNE = """
 2. From that encoder it learns the classes. After every epoch litcam draws where it looks."""
 
+FIRST, SECOND = (
+    ["fit", "--config", name, "--trainer.logger.offline", "true"]
+    for name in ("demo_pretrain.yaml", "demo.yaml")
+)
+
 NEXT = "Your own images: litcam fit --config finetune_resnet34.yaml --data.root DIR"
 
 
@@ -31,15 +38,29 @@ def demo(args: Sequence[str]) -> None:
     print(STORY)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.callbacks.litcam").setLevel(logging.INFO)
-    offline = ["--trainer.logger.offline", "true"]
+    check(args)
     print(PRETRAIN)
     about_data = _options_of("--data", args)
-    training.run(["fit", "--config", "demo_pretrain.yaml", *offline, *about_data])
+    training.run([*FIRST, *about_data])
     encoder = Path(training.SaveConfig.folder or ".") / "checkpoints" / "encoder.safetensors"
     wandb.finish()  # else the second part would go on in this run
     print(FINETUNE)
-    training.run(["fit", "--config", "demo.yaml", *offline, "--model.encoder", str(encoder), *args])
+    training.run([*SECOND, "--model.encoder", str(encoder), *args])
     print(NEXT)
+
+
+def check(args: Sequence[str]) -> None:
+    """Reads the options of the second part before the first one takes its minutes.
+
+    Raises:
+        ValueError: an option cannot be read.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            training.run([*SECOND, *args, "--print_config"])
+        except SystemExit as end:
+            if end.code:
+                raise
 
 
 def _options_of(group: str, args: Sequence[str]) -> list[str]:

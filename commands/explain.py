@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torchvision.transforms import v2
 
+from litcam.commands import errors
 from litcam.commands.explain_options import name_photos, parse
 from litcam.commands.explain_results import Results
 from litcam.commands.explained_models import Model, load_model, name_models
@@ -97,7 +98,7 @@ class _Report:
     def __call__(self, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
-            print(f"left out: {line}")
+            print(f"left out: {errors.in_short(line)}")
 
 
 def _explain_all(

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from litcam.commands import errors
+from litcam.commands import errors, yaml_text
 from litcam.commands.config_files import find_configs
 from litcam.commands.devices import find_device
 from litcam.commands.options import OptionParser
@@ -83,27 +81,29 @@ def name_photos(photos: Sequence[Path]) -> dict[Path, str]:
 
 
 def _read(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"config {file} does not exist")
-    try:
-        found = yaml.safe_load(file.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config {file} is not YAML ({reason})") from None
+    found = yaml_text.load_file(file) or {}
     if not isinstance(found, dict):
         raise ValueError(f"config {file} must hold options, such as `models: [resnet34]`")
     known = [action.dest for action in parser._actions]
     for name in found:
         if name not in known:
             raise ValueError(f"{file}: {errors.unknown('option', name, known)}")
-    return {name: _as_words(value, parser.get_default(name)) for name, value in found.items()}
+    return {name: _as_word(file, name, found[name], parser.get_default(name)) for name in found}
 
 
-def _as_words(value: Any, default: Any) -> Any:
+def _as_word(file: Path, name: str, value: Any, default: Any) -> Any:
     """A value of YAML as the command line would give it: class numbers are words there."""
-    if not isinstance(default, list):
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"config {file}: {name} must be true or false, got {value!r}")
         return value
-    return [str(word) for word in (value if isinstance(value, list) else [value])]
+    words = value if isinstance(value, list) and isinstance(default, list) else [value]
+    for word in words:
+        if not isinstance(word, str | int | float):
+            raise ValueError(f"config {file}: {name} must be a word, got {word!r}")
+    return [str(word) for word in words] if isinstance(default, list) else str(value)
 
 
 def _find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -1,10 +1,22 @@
 """Options of the commands that are not LightningCLI's, with close matches for misspelt ones."""
 
 import argparse
+import math
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from litcam.commands import errors
+
+
+def finite(word: str) -> float:
+    """A number that is one, as a `type` of argparse.
+
+    Raises:
+        ValueError: argparse's own words for it are enough.
+    """
+    if not math.isfinite(number := float(word)):
+        raise ValueError
+    return number
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -20,6 +32,12 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, command: str) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
         self._command = command
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but for empty words, which a shell makes of variables not set."""
+        if "" in args:
+            raise ValueError(f"an empty word; see `litcam {self._command} --help`")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse; the message names close matches, or the help page."""

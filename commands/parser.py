@@ -4,33 +4,69 @@ import inspect
 import re
 from collections.abc import Iterable
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import set_loader
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from litcam.commands import errors
+from litcam.commands import errors, yaml_text
+from litcam.commands.ranges import check_ranges
 
 # What jsonargparse says about the types it tried, beside the one that matters.
 NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value|"
-    r"- Expected a path but|class_path 'lightning.Callback'"
+    r"- Expected a path but|class_path 'lightning.Callback'|"
+    r"Subclass types expect one of|- a class path \(|- a dict with|"
+    r"Expected an instantiatable class|Option '\w+' is not accepted"
 )
 KINDS = {"model": LightningModule, "data": LightningDataModule, "trainer.callbacks": Callback}
 KINDS["trainer.logger"] = Logger
+# Also for YAML on the command line, and for files that a config names.
+set_loader("yaml", yaml_text.load, (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with short messages."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Reads the words of the command line, and ends the program where they make no sense."""
+        try:
+            config = super().parse_args(*args, **kwargs)
+            check_ranges(config)
+            return config
+        except (BrokenPipeError, errors.OptionError):
+            raise
+        except Exception as error:  # odd words make jsonargparse raise anything
+            self.error(f"the options cannot be read ({type(error).__name__}: {error})", error)
+
+    def parse_object(self, obj: Any, namespace: Any = None, **kwargs: Any) -> Any:
+        """Takes over a checkpoint's options, as LightningCLI asks, but not its choice of a class.
+
+        Else a file of weights could have any module imported.
+        """
+        if namespace and (command := namespace.get("subcommand")):
+            stored = obj[command]["model"].get("class_path")
+            asked = namespace[command].model.class_path
+            if stored not in (None, asked):
+                raise errors.OptionError(
+                    f"--ckpt_path is of {stored!r}, and --model is {asked}; give one of those"
+                )
+        return super().parse_object(obj, namespace, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program; within jsonargparse's own attempts, raises."""
+        """Says it in short.
+
+        Raises:
+            OptionError: the line, for `errors.in_one_line`; jsonargparse's own attempts expect
+                another error.
+        """
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        errors.end(shorten(message, parser._option_string_actions))
-        raise AssertionError
+        raise errors.OptionError(shorten(message, parser._option_string_actions)) from None
 
 
 def shorten(message: str, options: Iterable[str]) -> str:
@@ -41,13 +77,18 @@ def shorten(message: str, options: Iterable[str]) -> str:
     """
     if match := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return errors.unknown("option", match[1], options)
+    if match := re.match(r"unrecognized arguments: ?(.*)", message, re.DOTALL):
+        return f"{match[1]!r} is no option; options begin with --"
+    if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", message):
+        return errors.unknown("option", f"--{match[1]}", options)
     key = _find(r'Parser key "([\w.]+)"', message)
     owner = _find(r"given class_path '([\w.]+)'", message)
-    if option := _find(r"Option '(\w+)' is not accepted", message):
+    option = _find(r"Option '(\w+)' is not accepted", message)
+    if option and option not in _options(owner):
         kind = f"--{key}: {owner.rpartition('.')[2]}'s option"
         return errors.unknown(kind, option, _options(owner))
     if name := _find(r"Expected a dot import path string: (\w+)", message):
-        return errors.unknown(f"class --{key}", name, _classes(key))
+        return errors.unknown(f"class --{key}" if key else "class", name, _classes(key))
     if names := _find(r"arguments are required: (.+)", message):
         first = f"--{key}." if key else "--"
         wanted = [first + name.strip().rpartition(".")[2] for name in names.split(",")]
@@ -60,12 +101,15 @@ def _rest(message: str) -> str:
     keys = re.findall(r'(?:Parser key|given class_path) ["\']([\w.]+)["\']', message)
     value = _find(r"(?:Got value|Given value): (.+)", message)
     lines = (line.strip(" -") for line in message.splitlines() if not NOISE.search(line))
-    kept = [line for line in lines if not re.match(r"Parser key|Problem with given", line)]
+    lines = (re.sub(r'^Parser key "[\w.]+": *', "", line) for line in lines)
+    kept = [line for line in lines if not line.startswith("Problem with given")]
     said = "; ".join(dict.fromkeys(line.partition(". Got value")[0] for line in kept if line))
-    said = re.sub(r"<class '(\w+)'>", r"\1", said).replace("Expected a ", "expected ")
-    given = "" if value is None or value in said else f", got {value}"
+    said = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said).replace("Expected a ", "expected ")
+    given = "" if value is None or said.endswith(value) else f", got {value}"
     # The class says what the option's name already says.
-    place = ".".join(key for key in keys if not key.startswith("litcam."))
+    place = ".".join(
+        key for key in dict.fromkeys(keys) if not key.startswith(("litcam.", "lightning."))
+    )
     return f"--{place}: {said}{given}" if place else f"{said}{given}"
 
 

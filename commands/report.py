@@ -43,6 +43,9 @@ def report(args: Sequence[str]) -> None:
     for place in options.explained:
         if not (place / "figure.png").is_file():
             raise ValueError(f"folder {place} holds no figure.png of `litcam explain`")
+    if options.out and options.out.exists() and not options.out.is_file():
+        # Written whole or not at all, by a rename: that would take the place of a device.
+        raise ValueError(f"--out {options.out} is no ordinary file; give another")
     folder = find_run(options.run)
     try:
         file = write_report(folder, options.out, explained=options.explained)

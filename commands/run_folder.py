@@ -123,8 +123,9 @@ def how_to_go_on(folder: Path | None, args: Sequence[str]) -> str:
 
 def without_place(config: dict[str, Any]) -> dict[str, Any]:
     """A config that starts a run of its own when it is used again."""
-    for logger in config["trainer"]["logger"] or []:
-        arguments = logger.get("init_args", {})
+    loggers = config["trainer"]["logger"]
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = logger.get("init_args", {}) if isinstance(logger, dict) else {}
         arguments.update({name: None for name in ("version", "id") if name in arguments})
     return {**config, "ckpt_path": None}
 

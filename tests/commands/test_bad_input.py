@@ -1,5 +1,7 @@
 """Mistakes of a user: one line, exit code 2, no traceback, nothing lost."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -80,6 +82,22 @@ def refuse(photos, capsys):
         (["--data.root", "photos", "--trainer.callbacks+=GradCM"], ["'GradCM'", "GradCAM"]),
         (["--data.root", "photos", "--trainer.callbacks.num_imags", "4"], ["mean num_images"]),
         (["--data.root", "photos", "--trainer.callbacks.target_layer", "layr4"], ["layr4"]),
+        (
+            ["--data.root", "photos", "--data.crop_scale", "null"],
+            ["--data.crop_scale must not be null"],
+        ),
+        (["--data.root", "photos", "--model.lr", "1e400"], ["--model.lr must be a finite number"]),
+        (["--data.root", "photos", "--ckpt_path", ""], ["--ckpt_path is empty"]),
+        (["--data.root", "photos", "--trainer.devices", "[1,"], ["these options do not work"]),
+        (["--data.root", "photos", "--seed_everything", "-1"], ["--seed_everything must be from"]),
+        (["--data.root", "photos", "--trainer.gradient_clip_val", "-1"], ["must be at least 0"]),
+        (["--data.root", "photos", "--trainer.accumulate_grad_batches", "0"], ["at least 1"]),
+        (["--data.root", "photos", "photos"], ["'photos' is no option"]),
+        (["--config", ""], ["--config is empty"]),
+        (["--config", "photos"], ["config photos is no ordinary file"]),
+        (["--config", "{trainer: {max_epochs: 1, max_epochs: 2}}"], ["'max_epochs' stands twice"]),
+        (["--config", "{trainer: {max_epochz: 1}}"], ["did you mean --trainer.max_epochs"]),
+        (["--trainer", "x" * 300 + ".yaml"], ["File name too long"]),
     ],
 )
 def test_a_mistake_is_one_line(refuse, options, said):
@@ -111,3 +129,34 @@ def test_an_unreadable_image_keeps_what_was_written(refuse, photos, workers):
     run = photos.parent / "runs/finetune_resnet34/version_0"
     assert (run / "config.yaml").exists()
     assert (run / "checkpoints/last.ckpt").exists()
+
+
+def test_a_configs_mistakes_are_told_with_file_and_line(refuse):
+    for text, said in {
+        "model:\n  lr: 1\n  lr: 2\n": "line 3: 'lr' stands twice",
+        "trainer: &a [*a]": "line 1: an anchor that contains itself",
+        "trainer:\n\tmax_epochs: 1": "line 2: found character",
+        "- trainer": "must hold options",
+        "": "must hold options",
+    }.items():
+        Path("mine.yaml").write_text(text)
+        assert f"config mine.yaml{': ' * ('line' in said)}" in (
+            line := refuse([*FIT, "--config", "mine.yaml"])
+        )
+        assert said in line
+
+
+def test_a_checkpoint_does_not_choose_the_class(refuse):
+    """LightningCLI imports and makes what a checkpoint names, though it is read as weights."""
+    Path("elsewhere.py").write_text("open('pwned', 'w')\n\nclass Model: pass\n")
+    named = {"_class_path": "elsewhere.Model", "backbone": "resnet10t"}
+    torch.save({"state_dict": {}, "hyper_parameters": named}, "evil.ckpt")
+    line = refuse([*FIT, "--data.root", "photos", "--ckpt_path", "evil.ckpt"])
+    assert "--ckpt_path is of 'elsewhere.Model', and --model is" in line
+    assert not Path("pwned").exists()
+
+
+def test_a_single_logger(photos, capsys):
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    main([*FIT, "--data.root", "photos", *logger, "--trainer.limit_train_batches=1"])
+    assert "No report" not in capsys.readouterr().out

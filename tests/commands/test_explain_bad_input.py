@@ -337,7 +337,15 @@ def test_a_folder_of_many_photos_has_a_figure_one_can_open(explain, monkeypatch)
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("models: [", "is not YAML"), ("- resnet34", "must hold options"), ("modles: x", "models")],
+    [
+        ("models: [", "it is not YAML"),
+        ("- resnet34", "must hold options"),
+        ("modles: x", "models"),
+        ("1: x", "has to be a word"),
+        ("pretrained: maybe", "must be true or false"),
+        ("models: [null]", "must be a word"),
+        ("models: [a]\nmodels: [b]", "stands twice"),
+    ],
 )
 def test_a_config_with_a_mistake(text, said, explain):
     PHOTO.save("a.png")
