@@ -16,11 +16,14 @@ from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
 __all__ = [
+    "classifier_names",
     "create_backbone",
     "freeze_all_but_head",
     "freeze_modules",
+    "has_pretrained_head",
     "prefer_plain_attention",
     "quiet_resampling",
+    "start_near_zero",
     "to_channels_last",
     "warn_of_class_order",
 ]
@@ -55,7 +58,7 @@ def create_backbone(
         reason = f"{type(error).__name__}: {str(error).partition('. ')[0].splitlines()[0]}"
         raise ValueError(
             f"backbone {name}: no pretrained weights ({reason}); connect to the internet once, "
-            "or pass encoder=FILE with weights you have, or pretrained=False"
+            "or pass weights=FILE with weights you have, or pretrained=False"
         ) from None
 
 
@@ -108,6 +111,31 @@ def freeze_modules(backbone: nn.Module, names: list[str]) -> list[nn.Module]:
     return [modules[name] for name in names if name in modules]
 
 
+def classifier_names(backbone: nn.Module) -> tuple[str, ...]:
+    """Return the names of its last linear layers, as timm tells them."""
+    names = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def has_pretrained_head(backbone: Any) -> bool:
+    """Tell whether timm's weights of this network are for as many classes as it has."""
+    return bool(backbone.num_classes == backbone.pretrained_cfg.get("num_classes"))
+
+
+@torch.no_grad()
+def start_near_zero(backbone: nn.Module) -> None:
+    """Have a fresh head on trained features answer next to nothing.
+
+    Then the first loss is the logarithm of the classes. timm's heads of EfficientNet and
+    MobileNetV3 begin with weights that spread by 0.41 for two classes, and their large wrong
+    answers spoil the features in the first steps.
+    """
+    for name in classifier_names(backbone):
+        head = backbone.get_submodule(name)
+        for key, parameter in head.named_parameters():
+            parameter.zero_() if key.endswith("bias") else nn.init.normal_(parameter, std=0.01)
+
+
 def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
     """Give the backbone a fresh head and freeze the rest; return the modules to keep in eval mode.
 
@@ -115,6 +143,7 @@ def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
     """
     model: Any = backbone.requires_grad_(False)
     model.reset_classifier(model.num_classes)
+    start_near_zero(model)
     found = model.get_classifier()
     heads = found if isinstance(found, tuple) else (found,)
     kept = {part for head in heads for part in head.requires_grad_(True).modules()}
