@@ -30,9 +30,9 @@ __all__ = [
 
 
 def create_backbone(
-    name: str, num_classes: int, *, pretrained: bool = False, **options: Any
+    name: str, num_classes: int | None, *, pretrained: bool = False, **options: Any
 ) -> nn.Module:
-    """Make a timm model; options that are None are left at the model's own default.
+    """Make a timm model; arguments that are None are left at the model's own default.
 
     One that is 0 is left out where the model does not have it.
 
@@ -42,9 +42,10 @@ def create_backbone(
     """
     _check_name(name)
     given = {key: value for key, value in options.items() if value is not None}
+    head = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with quiet_resampling():
-            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **given)
+            return timm.create_model(name, pretrained=pretrained, **head, **given)
     except TypeError as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         # What a network has not is off: VGG and DenseNet know no stochastic depth.

@@ -65,7 +65,7 @@ class Fit:
         return sum(map(len, self.problems.values()))
 
 
-def load_weights(model: nn.Module, source: str | Path) -> None:
+def load_weights(model: nn.Module, source: str | Path, *, head_of_file: bool = False) -> str:
     """Load weights of any origin into a timm model in place, and say in a line what was loaded.
 
     A plain state dict of timm's or torchvision's, a checkpoint of timm's `train.py` (its averaged
@@ -77,6 +77,10 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
     Args:
         model: a timm model.
         source: file or folder.
+        head_of_file: give the model as many classes as the file has, or none if it has no head.
+
+    Returns:
+        That line.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -84,6 +88,8 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
             shape; the message names them.
     """
     candidates = read_state_dicts(source)
+    if head_of_file:
+        _take_number_of_classes(model, candidates[0])
     fits = [_fit_by_name(model, each, source) for each in candidates]
     best = min(fits, key=lambda fit: fit.badness)  # of equals the first
     if not best.fits:
@@ -100,7 +106,22 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         told.append(f"fresh: {', '.join(best.fresh)}")
     if best.left:
         told.append(f"{best.left} of the file left out")
-    rank_zero_info("; ".join([loaded, *told]))
+    line = "; ".join([loaded, *told])
+    rank_zero_info(line)
+    return line
+
+
+def _take_number_of_classes(model: Any, given: StateDict) -> None:
+    tensors = rename_torchvision(clean_state_dict(given.tensors))
+    own = model.state_dict()
+    prefix = _find_prefix(own, tensors)
+    weights = [f"{prefix}{name}.weight" for name in classifier_names(model)]
+    found = next((tensors[key] for key in weights if key in tensors), None)
+    if found is None and not prefix and not own.keys() & tensors.keys():  # names of its own
+        found = next(reversed(tensors.values()))
+    num_classes = 0 if found is None else len(found)
+    if num_classes != model.num_classes:
+        model.reset_classifier(num_classes)
 
 
 def _fit_by_name(model: nn.Module, given: StateDict, source: str | Path) -> Fit:
