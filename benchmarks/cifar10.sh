@@ -13,7 +13,7 @@ litcam fit --config pretrain_mae_cifar10.yaml "${common[@]}" --model.backbone_ar
   --model.lr 1.5e-3 --data.batch_size 128 --data.images_per_class 1000 --trainer.max_epochs 60
 encoder=$(ls -t runs/pretrain_mae_cifar10/version_*/checkpoints/encoder.safetensors | head -1)
 for start in "$encoder" ""; do
-  litcam fit --config finetune_cifar10.yaml "${common[@]}" --model.encoder "$start" \
+  litcam fit --config finetune_cifar10.yaml "${common[@]}" --model.weights "$start" \
     --model.backbone_args "{img_size: 32, $vit, global_pool: avg}" --model.drop_path_rate 0.1 \
     --model.lr 2e-3 --data.batch_size 64 --data.images_per_class 200 \
     --data.crop_scale "[0.3, 1.0]" --trainer.max_epochs 40

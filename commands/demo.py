@@ -45,7 +45,7 @@ def demo(args: Sequence[str]) -> None:
     encoder = Path(training.SaveConfig.folder or ".") / "checkpoints" / "encoder.safetensors"
     wandb.finish()  # else the second part would go on in this run
     print(FINETUNE)
-    training.run([*SECOND, "--model.encoder", str(encoder), *args])
+    training.run([*SECOND, "--model.weights", str(encoder), *args])
     print(NEXT)
 
 

@@ -31,8 +31,9 @@ usage: litcam explain PHOTO [PHOTO …] --models NAME [NAME …] [OPTIONS]
   Shows where networks look for a class: a row for each photo and model, a column for each class
   and method. Writes figure.png, each heatmap, and explain.json with what made them.
 
-PHOTO is a file or a folder. A model is a name of timm's, or last.ckpt or encoder.safetensors of a
-run. What cannot be explained is left out in one line.
+PHOTO is a file or a folder. A model is a name of timm's, last.ckpt or encoder.safetensors of a run,
+NAME=FILE (timm's network with anybody's weights), a folder of Hugging Face's hub, hf-hub:NAME, or
+module:function. What cannot be explained is left out in one line.
 
 Options
   --models NAME …       resnet34 vit_base_patch16_224 runs/finetune_resnet34/version_0/…/last.ckpt

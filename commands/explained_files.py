@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from litcam.lightning_modules import Classifier
-from litcam.lightning_modules.checkpoints import load_encoder, read_facts
+from litcam.lightning_modules.checkpoints import read_facts
 from litcam.lightning_modules.encoders import create_encoder
+from litcam.lightning_modules.weights import load_weights
 
 GIVE = "give last.ckpt or encoder.safetensors of a run of `litcam fit`"
 
@@ -54,7 +55,7 @@ def read_network(path: Path) -> Stored:
         if any(key.startswith("encoder.") for key in stored["state_dict"]):
             return _make_encoder(path, options)
         # Not compiled: that takes a minute, and a photo milliseconds.
-        made = {**options, "pretrained": False, "encoder": "", "compile": False}
+        made = {**options, "pretrained": False, "weights": "", "compile": False}
         module = Classifier(**made)
         module.load_state_dict(stored["state_dict"])
     except Exception as error:  # options of another program may break anything
@@ -70,7 +71,7 @@ def _read_encoder(path: Path) -> Stored:
     if "backbone" not in facts:
         raise ValueError(
             f"model {path} does not tell which network it is of; fine-tune it first: "
-            f"litcam fit --model.encoder {path}"
+            f"litcam fit --model.weights {path}"
         )
     try:
         return _make_encoder(path, facts)
@@ -83,7 +84,7 @@ def _make_encoder(path: Path, facts: dict[str, Any]) -> Stored:
     backbone, options = facts["backbone"], dict(facts.get("backbone_args") or {})
     size = facts.get("image_size")
     encoder, size = create_encoder(backbone, size, pretrained=False, options=options)
-    load_encoder(encoder, path)
+    load_weights(encoder, path)
     normalisation: dict[str, Any] = {
         name: tuple(facts[name]) for name in ("mean", "std") if name in facts
     }

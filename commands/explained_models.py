@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-import timm
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
+from litcam.commands.other_networks import class_names, find_network
 from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
@@ -104,21 +103,20 @@ def load_model(name: str, *, pretrained: bool) -> Model:
         OSError: If there is no such file.
         ValueError: If there is no such model, or the file is none of litcam's.
     """
+    if other := find_network(name):
+        title, classes, size = _titles(name)[0], other.classes, other.image_size
+        return _model(title, other.network, other.config, classes, size=size, trained=True)
     if _is_file(name):
         stored = read_network(Path(name))
         config = replace(data_config(stored.backbone), **stored.normalisation)
         size = (stored.image_size, stored.image_size) if stored.image_size else None
         title = _titles(name)[0]
         return _model(title, stored.network, config, stored.classes, size=size, trained=True)
-    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        # As many as its weights have: another number would give it a head of random ones.
-        num_classes = 1000 if known is None else known.num_classes
-        network = create_backbone(name, num_classes, pretrained=pretrained).eval()
-    subset = infer_imagenet_subset(network)
-    classes = readable_names(ImageNetInfo(subset).label_names()) if subset else []
-    return _model(name, network, data_config(name), classes, trained=pretrained)
+        # As many classes as its weights have: another number would give it a head of random ones.
+        network = create_backbone(name, None, pretrained=pretrained).eval()
+    return _model(name, network, data_config(name), class_names(network), trained=pretrained)
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
@@ -132,6 +130,9 @@ def _is_file(name: str) -> bool:
 
 def _titles(name: str) -> list[str]:
     """What to call a model, from short to long."""
+    architecture, equals, file = name.partition("=")
+    if equals:
+        return [architecture, f"{architecture}, {Path(file).stem}", name]
     if not _is_file(name):
         return [name]
     path = Path(name).absolute()

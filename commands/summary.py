@@ -30,7 +30,7 @@ def summarise(trainer: Trainer, folder: Path) -> str:
         if newest := max(sheets, key=lambda path: path.stat().st_mtime, default=None):
             lines.append(f"{title}: {_short(newest)}")
     if (encoder := folder / "checkpoints" / "encoder.safetensors").exists():
-        lines.append(f"To fine-tune: litcam fit --config FILE --model.encoder {_short(encoder)}")
+        lines.append(f"To fine-tune: litcam fit --config FILE --model.weights {_short(encoder)}")
     for logger in trainer.loggers:
         if isinstance(logger, AnyWandbLogger):
             run = logger.experiment

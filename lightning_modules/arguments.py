@@ -41,9 +41,13 @@ def check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
         arguments: name to value; a name without a rule may have any.
 
     Raises:
-        ValueError: if one is out of range.
+        ValueError: if one is out of range, or two exclude each other.
     """
     for name, value in arguments.items():
         wanted, holds = _RULES.get(name, ("", lambda value: True))
         if not holds(value):
             raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
+    if arguments.get("pretrained") and (weights := arguments.get("weights")):
+        raise ValueError(
+            f"{owner}: pretrained=True and weights={weights!r} exclude each other; pass one of them"
+        )

@@ -16,20 +16,23 @@ from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
 __all__ = [
+    "classifier_names",
     "create_backbone",
     "freeze_all_but_head",
     "freeze_modules",
+    "has_pretrained_head",
     "prefer_plain_attention",
     "quiet_resampling",
+    "start_near_zero",
     "to_channels_last",
     "warn_of_class_order",
 ]
 
 
 def create_backbone(
-    name: str, num_classes: int, *, pretrained: bool = False, **options: Any
+    name: str, num_classes: int | None, *, pretrained: bool = False, **options: Any
 ) -> nn.Module:
-    """Make a timm model; options that are None are left at the model's own default.
+    """Make a timm model; arguments that are None are left at the model's own default.
 
     One that is 0 is left out where the model does not have it.
 
@@ -39,9 +42,10 @@ def create_backbone(
     """
     _check_name(name)
     given = {key: value for key, value in options.items() if value is not None}
+    head = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with quiet_resampling():
-            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **given)
+            return timm.create_model(name, pretrained=pretrained, **head, **given)
     except TypeError as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         # What a network has not is off: VGG and DenseNet know no stochastic depth.
@@ -55,7 +59,7 @@ def create_backbone(
         reason = f"{type(error).__name__}: {str(error).partition('. ')[0].splitlines()[0]}"
         raise ValueError(
             f"backbone {name}: no pretrained weights ({reason}); connect to the internet once, "
-            "or pass encoder=FILE with weights you have, or pretrained=False"
+            "or pass weights=FILE with weights you have, or pretrained=False"
         ) from None
 
 
@@ -108,6 +112,31 @@ def freeze_modules(backbone: nn.Module, names: list[str]) -> list[nn.Module]:
     return [modules[name] for name in names if name in modules]
 
 
+def classifier_names(backbone: nn.Module) -> tuple[str, ...]:
+    """Return the names of its last linear layers, as timm tells them."""
+    names = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def has_pretrained_head(backbone: Any) -> bool:
+    """Tell whether timm's weights of this network are for as many classes as it has."""
+    return bool(backbone.num_classes == backbone.pretrained_cfg.get("num_classes"))
+
+
+@torch.no_grad()
+def start_near_zero(backbone: nn.Module) -> None:
+    """Have a fresh head on trained features answer next to nothing.
+
+    Then the first loss is the logarithm of the classes. timm's heads of EfficientNet and
+    MobileNetV3 begin with weights that spread by 0.41 for two classes, and their large wrong
+    answers spoil the features in the first steps.
+    """
+    for name in classifier_names(backbone):
+        head = backbone.get_submodule(name)
+        for key, parameter in head.named_parameters():
+            parameter.zero_() if key.endswith("bias") else nn.init.normal_(parameter, std=0.01)
+
+
 def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
     """Give the backbone a fresh head and freeze the rest; return the modules to keep in eval mode.
 
@@ -115,6 +144,7 @@ def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
     """
     model: Any = backbone.requires_grad_(False)
     model.reset_classifier(model.num_classes)
+    start_near_zero(model)
     found = model.get_classifier()
     heads = found if isinstance(found, tuple) else (found,)
     kept = {part for head in heads for part in head.requires_grad_(True).modules()}

@@ -17,11 +17,13 @@ from litcam.lightning_modules.backbones import (
     create_backbone,
     freeze_all_but_head,
     freeze_modules,
+    has_pretrained_head,
+    start_near_zero,
     to_channels_last,
     warn_of_class_order,
 )
-from litcam.lightning_modules.checkpoints import load_encoder
 from litcam.lightning_modules.steps import GuardedSteps
+from litcam.lightning_modules.weights import load_weights
 
 __all__ = ["Classifier"]
 
@@ -40,7 +42,7 @@ class Classifier(GuardedSteps):
         backbone: a timm model's name; the model is at ``.backbone``, unmodified.
         num_classes: number of classes of the head.
         pretrained: start from timm's pretrained weights, downloaded once.
-        encoder: start from this file instead: a timm state dict (safetensors), as MAE writes it.
+        weights: start from this file or folder instead, whoever made it; see `load_weights`.
         backbone_args: further arguments of ``timm.create_model``, such as ``img_size``.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth; not every CNN has it.
@@ -78,7 +80,7 @@ class Classifier(GuardedSteps):
         num_classes: int = 1000,
         *,
         pretrained: bool = False,
-        encoder: str = "",
+        weights: str = "",
         backbone_args: dict[str, Any] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -102,19 +104,16 @@ class Classifier(GuardedSteps):
         super().__init__()
         self.save_hyperparameters()
         check_arguments("Classifier", self.hparams)
-        if pretrained and encoder:
-            raise ValueError(
-                f"Classifier: pretrained=True and encoder={encoder!r} exclude each other; "
-                "pass one of them"
-            )
         options = {
             "drop_rate": drop_rate,
             "drop_path_rate": drop_path_rate,
             **(backbone_args or {}),
         }
         self.backbone = create_backbone(backbone, num_classes, pretrained=pretrained, **options)
-        if encoder:
-            load_encoder(self.backbone, encoder)
+        if weights or (pretrained and not has_pretrained_head(self.backbone)):
+            start_near_zero(self.backbone)
+        if weights:
+            load_weights(self.backbone, weights)
         self.num_classes = num_classes
         self._frozen = freeze_modules(self.backbone, freeze or [])
         if linear_probe:
@@ -195,9 +194,9 @@ class Classifier(GuardedSteps):
         return {**known, "label": label, "probability": probability}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint enough on its own: no encoder file or download to load it again."""
+        """Make the checkpoint enough on its own: no file or download to load it again."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] |= {"pretrained": False, "encoder": ""}
+        checkpoint["hyper_parameters"] |= {"pretrained": False, "weights": ""}
         datamodule = getattr(self._trainer, "datamodule", None)
         checkpoint["class_names"] = list(getattr(datamodule, "class_names", []))
         checkpoint["image_size"] = getattr(datamodule, "image_size", None)

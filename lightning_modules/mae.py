@@ -38,6 +38,7 @@ from litcam.lightning_modules.reconstruction import (
     normalise_cells,
 )
 from litcam.lightning_modules.steps import GuardedSteps, run_seed
+from litcam.lightning_modules.weights import load_weights
 
 __all__ = ["MAE"]
 
@@ -59,6 +60,7 @@ class MAE(GuardedSteps):
         mask_ratio: share of the cells that is hidden.
         image_size: side of the images in pixels; by default the backbone's own.
         pretrained: start from timm's pretrained weights, downloaded once.
+        weights: start from this file or folder instead, whoever made it; see `load_weights`.
         backbone_args: further arguments of ``timm.create_model``, such as ``patch_size``.
         decoder_dim: width of the decoder; by default it is sized to the encoder.
         decoder_depth: its transformer blocks; 0 is one linear layer, Swin's default.
@@ -86,6 +88,7 @@ class MAE(GuardedSteps):
         *,
         image_size: int | None = None,
         pretrained: bool = False,
+        weights: str = "",
         backbone_args: dict[str, Any] | None = None,
         decoder_dim: int | None = None,
         decoder_depth: int | None = None,
@@ -104,11 +107,13 @@ class MAE(GuardedSteps):
         self.encoder, self.image_size = create_encoder(
             backbone, image_size, pretrained=pretrained, options=backbone_args or {}
         )
+        if weights:
+            load_weights(self.encoder, weights)
         hiding = find_hiding(self.encoder, backbone)
         self.grid, self.cell_size = find_grid(self.encoder, backbone, self.image_size)
         self.num_cells = self.grid[0] * self.grid[1]
         check_cells(self.num_cells, self.cell_size, mask_ratio)
-        if not (learned_positions or pretrained):
+        if not (learned_positions or pretrained or weights):
             set_sincos_positions(self.encoder, self.grid)
         self.hiding = hiding(self.encoder, self.grid)
         freeze_unreached(self.encoder, self._encode_on_meta)
@@ -208,7 +213,7 @@ class MAE(GuardedSteps):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint enough on its own: no download to load it again."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] |= {"pretrained": False}
+        checkpoint["hyper_parameters"] |= {"pretrained": False, "weights": ""}
 
     # Its parts
 

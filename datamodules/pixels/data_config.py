@@ -1,12 +1,13 @@
 """What a timm network expects of its images."""
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import timm
 from timm.data import resolve_data_config
 
-__all__ = ["DataConfig", "data_config"]
+__all__ = ["DataConfig", "data_config", "data_config_of"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ def data_config(backbone: str, *, crop_pct: float | None = None) -> DataConfig:
     """
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
-    pretrained: dict[str, object] = {}
-    if backbone:
-        pretrained = _pretrained_config(backbone)
-    resolved = resolve_data_config({"in_chans": 3}, pretrained_cfg=pretrained)
+    pretrained = _pretrained_config(backbone) if backbone else {}
+    found = data_config_of(pretrained)
+    return replace(found, crop_pct=crop_pct) if crop_pct else found
+
+
+def data_config_of(pretrained: Mapping[str, object]) -> DataConfig:
+    """Reads what a network expects out of its ``pretrained_cfg``, by default ImageNet's."""
+    resolved = resolve_data_config({"in_chans": 3}, pretrained_cfg=dict(pretrained))
     return DataConfig(
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
-        crop_pct=crop_pct or resolved["crop_pct"],
+        crop_pct=resolved["crop_pct"],
         interpolation=resolved["interpolation"],
     )
 

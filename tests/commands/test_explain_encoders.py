@@ -118,7 +118,7 @@ def test_an_encoder_that_does_not_tell_its_network(capsys):
     assert len(lines) == 3
     assert "does not tell which network it is of; fine-tune it first" in lines[0]
     assert "wrong.safetensors" in lines[1]
-    assert "does not fit" in lines[1]
+    assert "do not fit" in lines[1]
     assert [at["model"] for at in record()] == ["told"]
 
 

@@ -122,7 +122,7 @@ def test_the_demo_says_where_its_pictures_are(litcam, tmp_path):
     assert (tmp_path / guesses.removeprefix("What it guesses: ")).is_file()
     encoder = "runs/demo_pretrain/version_0/checkpoints/encoder.safetensors"
     config = yaml.safe_load((tmp_path / "runs/demo/version_0/config.yaml").read_text())
-    assert config["model"]["init_args"]["encoder"] == encoder
+    assert config["model"]["init_args"]["weights"] == encoder
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 

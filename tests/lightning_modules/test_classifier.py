@@ -232,7 +232,7 @@ def test_checkpoint_loads_weights_only_without_encoder_or_network(family, tmp_pa
     name, backbone_args, stage = FAMILIES[family]
     encoder = timm.create_model(name, num_classes=0, **backbone_args)
     file = save_encoder(encoder, tmp_path / "encoder.safetensors")
-    module = make(family, encoder=str(file), freeze=[stage])
+    module = make(family, weights=str(file), freeze=[stage])
     run = trainer(enable_checkpointing=True, default_root_dir=tmp_path)
     run.fit(module, Data())
     file.unlink()
@@ -240,8 +240,8 @@ def test_checkpoint_loads_weights_only_without_encoder_or_network(family, tmp_pa
         run.checkpoint_callback.best_model_path, weights_only=True
     )
     assert not changed(restored, snapshot(module))
-    assert restored.hparams["encoder"] == ""
-    assert module.hparams["encoder"] == str(file)
+    assert restored.hparams["weights"] == ""
+    assert module.hparams["weights"] == str(file)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -303,8 +303,8 @@ def test_the_learning_rate_is_told_in_one_line(caplog):
         ),
         ({"freeze": ["layer9"]}, "freeze: 'layer9' is not in the backbone; close: layer"),
         ({"freeze": ["stem!"]}, "'stem!' is not in the backbone; close: "),
-        ({"pretrained": True, "encoder": "a"}, "pretrained=True and encoder='a' exclude"),
-        ({"encoder": "missing.safetensors"}, "missing.safetensors does not exist"),
+        ({"pretrained": True, "weights": "a"}, "pretrained=True and weights='a' exclude"),
+        ({"weights": "missing.safetensors"}, "missing.safetensors: there is no such file"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\), got 1.5"),
         ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
@@ -330,7 +330,7 @@ def test_unreachable_pretrained_weights_say_what_to_do(monkeypatch):
         raise OSError("cannot reach the hub.\nTry again")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"OSError: cannot reach the hub.*encoder=FILE") as raised:
+    with pytest.raises(ValueError, match=r"OSError: cannot reach the hub.*weights=FILE") as raised:
         create_backbone("resnet18", 10, pretrained=True)
     assert "\n" not in str(raised.value)
 

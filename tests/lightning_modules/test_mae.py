@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from litcam.lightning_modules import MAE, Classifier, finite
-from litcam.lightning_modules.checkpoints import load_encoder
 from litcam.lightning_modules.finite import NonFiniteError
 from litcam.lightning_modules.masking import gather_cells, patchify
+from litcam.lightning_modules.weights import load_weights
 
 SWIN = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 VIT = {"patch_size": 8, "depth": 2, "embed_dim": 64, "num_heads": 2}
@@ -214,7 +214,7 @@ def test_the_encoder_goes_on(family, tmp_path, caplog):
     sizes = {} if "resnet" in name else {"img_size": 2 * mae.image_size}
     for source in (file, folder / "last.ckpt"):
         with caplog.at_level(logging.INFO):
-            module = Classifier(name, 7, encoder=str(source), backbone_args={**sizes, **args})
+            module = Classifier(name, 7, weights=str(source), backbone_args={**sizes, **args})
         total = len(module.backbone.state_dict())
         assert f"{len(own)} of {total} tensors loaded from {source}" in caplog.text
         loaded = module.backbone.state_dict()
@@ -222,8 +222,8 @@ def test_the_encoder_goes_on(family, tmp_path, caplog):
         assert len(same) > len(own) // 2
         assert all(loaded[key].equal(own[key]) for key in same)
 
-    with pytest.raises(ValueError, match=r"encoder file .* does not fit resnet18"):
-        Classifier("resnet18", 7, encoder=str(file))
+    with pytest.raises(ValueError, match=r"weights .* do not fit resnet18"):
+        Classifier("resnet18", 7, weights=str(file))
 
 
 @pytest.mark.parametrize("kind", ["encoder", "everything", "simmim"])
@@ -239,7 +239,7 @@ def test_checkpoints_in_the_layout_of_the_authors_load(kind, tmp_path):
     file = tmp_path / "pretrained.pth"
     torch.save({"model": tensors, "args": argparse.Namespace(lr=1.0)}, file)
     other = timm.create_model(FAMILIES["vit"][0], img_size=16, num_classes=3, **VIT)
-    load_encoder(other, file)
+    load_weights(other, file)
     assert all(other.state_dict()[key].equal(value) for key, value in vit.state_dict().items())
 
 
