@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 import timm
 import torch
@@ -20,21 +21,24 @@ MARKS = {
     "features.0.weight": "vgg",
     "features.conv0.weight": "densenet",
 }
-SECONDS = 8.0  # that a refusal may take to be helpful
+SECONDS = 15.0  # that a refusal may take to be helpful
 
 
-def guess_architecture(tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> str:
+def guess_architecture(tensors: Mapping[str, Tensor], heads: tuple[str, ...], asked: str) -> str:
     """Find the timm network whose tensors these are, but for the head, or "".
 
     Args:
         tensors: A state dict.
         heads: What names of the head begin with.
+        asked: timm's name of the network they do not fit; similar ones are tried first.
     """
     modules = next((modules for mark, modules in MARKS.items() if mark in tensors), "").split()
     names = [name for module in modules for name in timm.list_models(module=module)]
     given = _shapes(tensors, heads)
     begun = time.monotonic()
-    for name in sorted(names, key=len):  # plain networks have short names
+    # Then short ones, which plain networks have.
+    near = dict.fromkeys([*get_close_matches(asked, names, 10, 0.8), *sorted(names, key=len)])
+    for name in near:
         if time.monotonic() - begun > SECONDS:
             break
         with torch.device("meta"):

@@ -268,7 +268,7 @@ def _refuse(source: str | Path, model: nn.Module, fit: Fit) -> str:
         if names
     ]
     heads = tuple(f"{name}." for name in ("head", "fc", "classifier", "head_dist"))
-    network = guess_architecture(fit.given, heads)
+    network = guess_architecture(fit.given, heads, _name(model))
     remedy = "use the backbone and backbone_args they were made with"
     if network:
         remedy = f"they fit {network}"
