@@ -191,6 +191,7 @@ def test_widths_that_differ_are_no_twins(tmp_path):
         Classifier("regnety_008", 10, weights=str(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "asked"), [("resnet18", "resnet34"), ("deit_tiny_patch16_224", "resnet18"),
                     ("vit_small_patch16_224", "vit_tiny_patch16_224"), ("regnety_002", "vgg11")]
