@@ -18,6 +18,7 @@ from litcam.commands import errors
 from litcam.commands.explain_options import name_photos, parse
 from litcam.commands.explain_results import Results
 from litcam.commands.explained_models import Model, load_model, name_models
+from litcam.datamodules.files import read_whole
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform, normalize
 from litcam.explain import CAM
@@ -122,7 +123,7 @@ def _explain_all(
             start = done + number * steps
             before = partial(_tick_method, tick, start, options.methods, f"{model.name}, {title}")
             try:
-                image = decode(photo.read_bytes(), str(photo))
+                image = decode(read_whole(photo), str(photo))
             except (ValueError, OSError) as error:
                 report(_reason(error))
                 continue

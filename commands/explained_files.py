@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from litcam.datamodules.files import read_whole
 from litcam.lightning_modules import Classifier
 from litcam.lightning_modules.checkpoints import read_facts
 from litcam.lightning_modules.encoders import create_encoder
@@ -67,7 +68,7 @@ def read_network(path: Path) -> Stored:
 def _read_encoder(path: Path) -> Stored:
     facts, beside = read_facts(path), path.with_suffix(".json")
     if not facts and beside.is_file():
-        facts = json.loads(beside.read_text())
+        facts = _read_json(beside)
     if "backbone" not in facts:
         raise ValueError(
             f"model {path} does not tell which network it is of; fine-tune it first: "
@@ -77,6 +78,16 @@ def _read_encoder(path: Path) -> Stored:
         return _make_encoder(path, facts)
     except Exception as error:  # as above
         raise ValueError(_refuse(path, _first_line(error))) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(read_whole(path))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged: it holds no facts as JSON; {GIVE}")
+    return facts
 
 
 def _make_encoder(path: Path, facts: dict[str, Any]) -> Stored:

@@ -43,7 +43,8 @@ COLUMNS: dict[str, Any] = {
 SPLITS = ("train", "val", "test")
 REMEDY = "copy the whole folder again, or convert again"
 
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# Short enough that a file system also takes it with what is put behind it while it is fetched.
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{16}")
 
 
@@ -62,8 +63,13 @@ def map_column(path: Path) -> NDArray[Any]:
         ValueError: If the file is no ``.npy``.
         OSError: If it cannot be read.
     """
-    # As a plain array: numpy's own subclass is slow to index.
-    return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    try:
+        # As a plain array: numpy's own subclass is slow to index.
+        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except OSError:
+        raise
+    except Exception:  # a header is Python's words, in which anything may be wrong
+        raise ValueError(f"{path} is damaged: it is no column; {REMEDY}") from None
 
 
 def starts_of(about: Mapping[str, Any]) -> NDArray[np.int64]:
@@ -119,16 +125,16 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     classes = manifest["classes"]
     _expect(_are(classes, str) and len(set(classes)) == len(classes), "classes has no names")
     for split, about in manifest["splits"].items():
-        _expect(split in SPLITS, f"{split!r} is none of {', '.join(SPLITS)}")
+        _expect(split in SPLITS, f"{split!r:.80} is none of {', '.join(SPLITS)}")
         chunks, files, counts = about["chunks"], about["files"], about["class_counts"]
         names = [chunk["file"] for chunk in chunks]
         for name in (*names, *files):
             _expect(
                 isinstance(name, str) and _FILE.fullmatch(name) is not None,
-                f"{split} names the file {name!r}, which is none of its folder",
+                f"{split} names the file {name!r:.80}, which is none of its folder",
             )
         _expect(set(files) == set(FILES), f"{split} does not have the files {', '.join(FILES)}")
-        _expect(len(set(names)) == len(names), f"{split} names a chunk twice")
+        _expect(len({*names, *files}) == len(names) + len(files), f"{split} names a file twice")
         for name, at in [*zip(names, chunks, strict=True), *files.items()]:
             sound = _is_count(at["num_bytes"]) and _HASH.fullmatch(at["xxh64"])
             _expect(bool(sound), f"size or hash of {split}/{name} is none")

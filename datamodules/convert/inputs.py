@@ -20,6 +20,7 @@ from litcam.datamodules.convert.tars import (
     number_classes,
     read_tar,
 )
+from litcam.datamodules.remote.names import is_inside
 from litcam.datamodules.sources.folders import FolderDataset
 from litcam.datamodules.sources.layouts import CLS_LOC, VAL_NAMES, find_layout
 
@@ -110,7 +111,7 @@ def _find_shards(root: Path, suffix: str) -> dict[str, list[Path]]:
         for path in sorted(folder.glob(f"*{suffix}")):
             said = path.name if folder in (root, root / "data") else folder.name
             split = next((name for name in found if name in said.lower()), None)
-            if split and not path.name.startswith("."):
+            if split and not path.name.startswith(".") and path.is_file():
                 found[split].append(path)
     return found
 
@@ -196,9 +197,11 @@ def _read_names(pq: Any, path: Path) -> list[str]:
     try:
         metadata = pq.read_schema(path).metadata or {}
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return list(features["label"]["names"])
+        names = features["label"]["names"]
     except (KeyError, ValueError, TypeError):
         return []
+    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if sound else []
 
 
 def _unpack(pq: Any, path: Path, split: str, scratch: Path) -> Path:
@@ -229,8 +232,8 @@ def _members(
     rows: Sequence[dict[str, list[Any]]], paths: Sequence[Path], tars: Sequence[Path]
 ) -> list[Member]:
     named = [name for part in rows for name in part["path"]]
-    # Some data sets leave the names out, or begin them anew in each file.
-    unique = all(named) and len(set(named)) == len(named)
+    # Some data sets leave the names out, begin them anew in each file, or keep whole paths.
+    unique = len(set(named)) == len(named) and all(name and is_inside(name) for name in named)
     found = []
     for number, (part, path, tar) in enumerate(zip(rows, paths, tars, strict=True)):
         every = zip(part["label"], part["path"], find_members(tar), strict=True)

@@ -11,6 +11,7 @@ import xxhash
 from litcam.datamodules.convert.chunks import Chunk, Written, fingerprint, replace_text, sync
 from litcam.datamodules.convert.inputs import Source
 from litcam.datamodules.convert.litdata import index_of
+from litcam.datamodules.files import read_whole
 from litcam.datamodules.shard_format import (
     COLUMNS,
     FILES,
@@ -133,7 +134,7 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     """
     file = Path(root).expanduser() / MANIFEST
     try:
-        text = file.read_bytes()
+        text = read_whole(file)
     except OSError:
         raise ValueError(
             f"{root} is not a converted folder: no {MANIFEST} in it; make one with "
@@ -195,7 +196,7 @@ def _find_contradictions(folder: Path, split: str, manifest: dict[str, Any]) -> 
         columns = {name: map_column(folder / column_file(name)) for name in COLUMNS}
         index = json.loads((folder / INDEX).read_text())["chunks"]
         index = [(at["filename"], at["chunk_size"], at["chunk_bytes"]) for at in index]
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
         yield f"{split}: {', '.join(FILES)} cannot all be read"
         return
     if index != [(at["file"], at["num_images"], at["num_bytes"]) for at in about["chunks"]]:

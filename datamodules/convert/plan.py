@@ -20,6 +20,7 @@ from litcam.datamodules.convert.chunks import (
     stored,
 )
 from litcam.datamodules.convert.inputs import Source
+from litcam.datamodules.files import read_whole
 
 __all__ = ["PLAN", "Plan", "make_plan"]
 
@@ -90,10 +91,10 @@ def make_plan(
     asked: dict[str, Any] = {"seed": seed, "short_side": short_side, "chunk_mb": chunk_bytes / 1e6}
     asked["images"] = {split: _identity(source) for split, source in sources.items()}
     file = root / PLAN
-    begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    begun = _read_begun(file) if file.exists() else {}
     if begun:
         _check_same(begun["asked"], asked, root)
-    counts = begun["images_per_chunk"] if begun else {}
+    counts = begun.get("images_per_chunk", {})
     plan = Plan(goes_on=bool(begun))
     for split, source in sources.items():
         sizes = source.sizes()
@@ -111,6 +112,16 @@ def make_plan(
     if not begun:
         replace_text(file, json.dumps({"asked": asked, "images_per_chunk": counts}))
     return plan
+
+
+def _read_begun(file: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(read_whole(file))
+        if begun["asked"]["images"] and all(begun["images_per_chunk"].values()):
+            return dict(begun)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{file} is damaged; delete {file.parent} to begin anew")
 
 
 def _identity(source: Source) -> str:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 from torch import Tensor
 
+from litcam.datamodules.files import read_whole
+from litcam.datamodules.remote.names import check_name
 from litcam.datamodules.sources.dataset import ImageDataset
 from litcam.datamodules.sources.table import build_table
 
@@ -19,6 +21,8 @@ __all__ = ["Member", "TarSource", "as_stored", "find_members", "number_classes",
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 NAMES = "classes.txt"
+MOST_CLASSES = 1_000_000  # of no data set; a list of names as long as one wrong number is none
+LABEL_BYTES = 1 << 20
 
 
 class Member(NamedTuple):
@@ -112,7 +116,7 @@ def find_members(tar: Path) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(tar, "r:") as file:
             while (member := file.next()) is not None:
                 file.members.clear()  # type: ignore[attr-defined]
-                if member.offset_data + member.size > tar.stat().st_size:
+                if not member.offset < file.offset <= tar.stat().st_size:
                     raise tarfile.ReadError("unexpected end of data")
                 if member.isfile():
                     yield member
@@ -121,7 +125,8 @@ def find_members(tar: Path) -> Iterator[tarfile.TarInfo]:
                 content.seek(file.offset)
                 if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("unexpected end of data")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        # Of a header with a wrong number anything may come.
         raise ValueError(f"cannot read {tar}: {error}; get it again") from None
 
 
@@ -145,6 +150,7 @@ def read_tar(tar: Path, number: int) -> list[Member]:
             key, suffix = folder + slash + stem, suffix.lower()
             if not stem or suffix not in (*IMAGES, "cls", "json"):
                 continue
+            check_name(key, str(tar))
             if suffix in IMAGES:
                 if key in images:
                     raise ValueError(
@@ -154,7 +160,7 @@ def read_tar(tar: Path, number: int) -> list[Member]:
                 images[key] = member.offset_data, member.size
             elif suffix == "cls" or key not in labels:
                 file.seek(member.offset_data)
-                label = _read_label(file.read(member.size), suffix)
+                label = _read_label(file.read(min(member.size, LABEL_BYTES)), suffix)
                 if label is not None:
                     labels[key] = label
     if missing := sorted(set(images) - set(labels)):
@@ -170,13 +176,26 @@ def _read_label(data: bytes, suffix: str) -> str | None:
     try:
         text = data.decode()
         label = json.loads(text).get("label") if suffix == "json" else text.strip()
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
-    return None if label is None or label == "" else _plain(str(label))
+    named = isinstance(label, str | int | float) and label != ""
+    return _plain(str(label)) if named else None
 
 
 def _plain(label: str) -> str:
-    return str(int(label)) if label.isdecimal() else label
+    # As many digits as no number of a class has are a name.
+    return str(int(label)) if label.isdecimal() and len(label) < 20 else label
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        lines = read_whole(file).decode().split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8; write it again, a name a line") from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{file} is empty; write the names of the classes, a name a line")
+    return names
 
 
 def number_classes(
@@ -198,14 +217,18 @@ def number_classes(
             f"the validation images in {root} have classes that no training image has: "
             f"{', '.join(unknown[:3])}; add training images of them or remove them"
         )
-    if (root / NAMES).is_file():
-        names = (root / NAMES).read_text(encoding="utf-8").split("\n")
-        names = [name.strip() for name in names if name.strip()]
+    if (root / NAMES).exists():
+        names = _read_names(root / NAMES)
     if not all(label.isdecimal() for label in train):
         classes = list(names) or sorted(train)
         numbers = {name: number for number, name in enumerate(classes)}
     else:
         numbers = {label: int(label) for label in train}
+        if (largest := max(numbers.values())) >= MOST_CLASSES:
+            raise ValueError(
+                f"the images in {root} have a class number {largest}, which is more than "
+                f"{MOST_CLASSES:,} classes; write names instead of numbers"
+            )
         if set(numbers.values()) == set(range(1000)):
             names = names or ImageNetInfo().label_names()
         classes = list(names) or [str(number) for number in range(max(numbers.values()) + 1)]
@@ -213,5 +236,10 @@ def number_classes(
         raise ValueError(
             f"class {unnamed[0]!r} of {root} is not among the {len(classes)} names of the "
             f"classes; {NAMES} there needs a line for every class"
+        )
+    if twice := [name for name, uses in Counter(classes).items() if uses > 1]:
+        raise ValueError(
+            f"several classes of {root} are called {twice[0]!r}; {NAMES} there can give each a "
+            "name of its own"
         )
     return classes, numbers

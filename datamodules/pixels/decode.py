@@ -10,11 +10,15 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
+from litcam.datamodules.pixels.png import SIGNATURE, decode_png
+
 __all__ = ["MAX_PIXELS", "decode"]
 
-# Where PIL refuses too: what ImageFolder reads is read here, and takes half a gigabyte at most, or
-# twice that with 16 bits a channel.
+# Where PIL refuses too: what ImageFolder reads is read here, and takes half a gigabyte at most, a
+# PNG three times that while it is decoded.
 MAX_PIXELS = 2 * 89_478_485
+# Of a file that may move: the canvas of all its frames is painted, whatever the first one holds.
+MAX_MOVING_PIXELS = 1 << 25
 
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame, 0 to 15
@@ -40,12 +44,18 @@ def decode(data: bytes, place: str) -> Tensor:
     """
     try:
         width, height, animated = _header(data)
-        if width * height > MAX_PIXELS:
+        most = MAX_MOVING_PIXELS if animated else MAX_PIXELS
+        if width * height > most:
             raise ValueError(
                 f"{width} × {height} pixels in {len(data)} bytes are more than the "
-                f"{MAX_PIXELS} that are taken for a photo"
+                f"{most} that are taken for a photo"
             )
-        image = _first_frame(data) if animated else _still(data)
+        if data.startswith(SIGNATURE):
+            image = decode_png(data)
+        else:
+            image = _first_frame(data) if animated else _still(data)
+        if not animated and image.shape[1:] != (height, width):
+            raise ValueError(f"its header tells another size, {width} × {height}")
     except (RuntimeError, ValueError) as error:
         # torchvision puts the place in its own C++ source before the reason
         reason = re.sub(r"^\S+, \S+:\d+, ", "", " ".join(str(error).split()))
@@ -91,7 +101,7 @@ def _header(data: bytes) -> tuple[int, int, bool]:
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return *_jpeg_size(data), False
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        if data.startswith(SIGNATURE):
             return *struct.unpack_from(">II", data, 16), False
         if data.startswith((b"GIF87a", b"GIF89a")):
             return *struct.unpack_from("<HH", data, 6), True

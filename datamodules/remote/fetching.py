@@ -15,6 +15,7 @@ from pathlib import Path
 
 import xxhash
 
+from litcam.datamodules.files import LARGEST
 from litcam.datamodules.remote.transfers import Getter, explain, make_getter, reason
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -148,12 +149,13 @@ def _get(
 def _write(get: Getter, name: str, part: Path, num_bytes: int | None) -> tuple[int, str]:
     """Writes a file and tells its size and hash; ends early where it is too long."""
     size, found = 0, xxhash.xxh64()
+    at_most = LARGEST if num_bytes is None else num_bytes
     with part.open("wb") as file:
         for block in get(name):
             file.write(block)
             found.update(block)
             size += len(block)
-            if num_bytes is not None and size > num_bytes:
+            if size > at_most:
                 break
     return size, found.hexdigest()
 

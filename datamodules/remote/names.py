@@ -1,8 +1,9 @@
 """Names that stay inside their folder, and what kind of disk a folder is on."""
 
 import os
+import re
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 NETWORKS = frozenset(
     [
@@ -11,7 +12,18 @@ NETWORKS = frozenset(
         *("fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.mountpoint-s3"),
     ]
 )
+# The folder itself, absolute, of another drive, a way upwards, on any system; what none can name.
+_LEADS_OUT = re.compile(r"[./\\]*$|[/\\]|[A-Za-z]:|(?s:.*)\0|(?s:.*[/\\])?\.\.(?:$|[/\\])")
 MOUNTS = Path(os.environ.get("LITCAM_MOUNTS", "/proc/mounts"))
+
+
+def is_inside(name: str) -> bool:
+    r"""Whether a name stays in its folder, on this and any other system.
+
+    >>> [is_inside(name) for name in ("a/..b.jpg", "a/../../b", r"a\..\b", "/a", "c:a", ".", "")]
+    [True, False, False, False, False, False, False]
+    """
+    return _LEADS_OUT.match(name) is None
 
 
 def check_name(name: str, root: str, folder: Path | None = None) -> None:
@@ -25,12 +37,10 @@ def check_name(name: str, root: str, folder: Path | None = None) -> None:
     Raises:
         ValueError: If it does.
     """
-    parts = PurePosixPath(name).parts
-    windows = PureWindowsPath(name)
-    bad = not parts or ".." in (*parts, *windows.parts) or "\0" in name or windows.drive
-    if bad or name.startswith(("/", "\\")):
+    if not is_inside(name):
         raise ValueError(
-            f"{root} names a file {name!r}, which is not inside of it; do not use this data set"
+            f"{root} names a file {name!r:.200}, which is not inside of it; "
+            "do not use this data set"
         )
     if folder is not None:
         inside, at = folder.resolve(), (folder / name).resolve()

@@ -1,6 +1,7 @@
 """The dataset of images in folders, and what their classes are called."""
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from timm.data import ImageNetInfo
 from torch import Tensor
 
+from litcam.datamodules.files import read_whole
 from litcam.datamodules.sources.dataset import ImageDataset
 from litcam.datamodules.sources.layouts import EXTENSIONS, check_known, find_layout, is_image
 from litcam.datamodules.sources.table import build_table
@@ -40,8 +42,7 @@ class FolderDataset(ImageDataset):
     def read(self, index: int) -> bytes:
         """The image file as it is."""
         try:
-            with open(self.place(index), "rb", buffering=0) as file:  # noqa: PTH123 - half the time
-                return file.read()
+            return read_whole(self.place(index))
         except FileNotFoundError:
             raise ValueError(
                 f"{self.place(index)} was there when the folder was listed, and is gone; put it "
@@ -159,10 +160,9 @@ def _from_csv(folder: Path, classes: list[str], solution: Path) -> list[tuple[st
 def _read_solution(solution: Path) -> dict[str, str]:
     # "ILSVRC2012_val_00000001,n01751748 111 108 231 235 ": the class, then its boxes
     try:
-        with solution.open(newline="") as file:
-            table = csv.DictReader(file)
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in table}
-    except (KeyError, IndexError, AttributeError):
+        table = csv.DictReader(io.StringIO(read_whole(solution).decode(), newline=""))
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in table}
+    except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error):
         raise ValueError(
             f"{solution} is not Kaggle's csv: every line needs ImageId and PredictionString; "
             "download it again"

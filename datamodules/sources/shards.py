@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from litcam.datamodules.files import read_whole
 from litcam.datamodules.remote.store import Store, StoredFile, open_store
 from litcam.datamodules.shard_format import (
     COLUMNS,
@@ -117,7 +118,8 @@ class Shards:
     ) -> None:
         self.root = root
         self._store = open_store(root, cache_dir, cache_gb)
-        manifest = parse_manifest(self._store.path(MANIFEST).read_bytes(), f"{root}/{MANIFEST}")
+        text = read_whole(self._store.path(MANIFEST))
+        manifest = parse_manifest(text, f"{root}/{MANIFEST}")
         self.classes: list[str] = manifest["classes"]
         self._splits = manifest["splits"]
         self.has_test = "test" in self._splits

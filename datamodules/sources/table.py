@@ -1,10 +1,7 @@
 """What is known of the images of a split: columns in files, mapped by every process that asks."""
 
 import itertools
-import os
-import shutil
 import tempfile
-import weakref
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 
 from litcam.datamodules.shard_format import COLUMNS, column_file, map_column
 from litcam.datamodules.sources.keys import ENCODING, Keys
+from litcam.datamodules.sources.scratch import Scratch
 
 __all__ = ["Chunks", "ImageTable", "build_table"]
 
@@ -98,22 +96,22 @@ def build_table(
         OSError: If there is no room for it.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="litcam-images-"))
+        scratch = Scratch()
     except OSError as error:
         raise _no_room(tempfile.gettempdir(), error) from None
     try:
         names = ("key_bytes", "key_ends", "labels", *columns)
-        files = {name: folder / column_file(name) for name in names}
+        files = {name: scratch.folder / column_file(name) for name in names}
         _write_rows(files, rows)
         for name, column in columns.items():
             np.save(files[name], column.astype(COLUMNS[name], copy=False))
         table = ImageTable(files, starts)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.remove()
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            raise _no_room(str(folder.parent), error) from None
+            raise _no_room(str(scratch.folder.parent), error) from None
         raise
-    weakref.finalize(table, _remove, folder, os.getpid())
+    scratch.remove_with(table)
     return table
 
 
@@ -123,11 +121,6 @@ def _no_room(place: str, error: OSError) -> OSError:
         f"cannot write the list of images to {place}: {error.strerror}; make room there, or set "
         "TMPDIR to another folder"
     )
-
-
-def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # a forked process has the table, but not the files, to itself
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_rows(files: Mapping[str, Path], rows: Iterable[tuple[str, int]]) -> None:
