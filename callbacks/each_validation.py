@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from litcam.callbacks.notes import RETRY, Notes, describe_failure
+from litcam.callbacks.places.sending import Places
 from litcam.callbacks.validation.beside import find_sharding
 
 __all__ = ["EachValidation"]
@@ -41,6 +42,7 @@ class EachValidation(Callback):
         """Everything that belongs to one run."""
         self._off = self._agreed = self._active = self._failed = False
         self._problems: list[str] = []
+        self._places = Places(self._notes)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew."""
@@ -80,7 +82,14 @@ class EachValidation(Callback):
         """Answers those that validate, if this process does not; leaves nothing of the run."""
         if trainer.state.fn != "fit":
             self._agree(trainer)
+        self._places.sum_up()
         self._forget()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Says what the run's places missed until then: there will be no `teardown`."""
+        self._places.sum_up()
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: nothing where every validation is due."""

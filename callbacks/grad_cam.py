@@ -162,6 +162,7 @@ class GradCAM(EachValidation):
         inference = torch.inference_mode(torch.is_inference_mode_enabled())
         with inference, torch.set_grad_enabled(torch.is_grad_enabled()):
             self._close()
+        super().on_exception(trainer, pl_module, exception)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's images."""
@@ -247,9 +248,10 @@ class GradCAM(EachValidation):
         if self._failed:
             return
         try:
-            raise_alarms(trainer, alarms, self._folder)
+            raise_alarms(trainer, alarms, self._folder, self._places)
             if explained:
-                log_maps(trainer, explained, self._folder, f"{stage}/{self.name}")
+                prefix = f"{stage}/{self.name}"
+                log_maps(trainer, explained, self._folder, prefix, self._places)
         except Exception as error:
             self._notes.warn([describe_failure(error, RETRY)])
 

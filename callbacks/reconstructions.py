@@ -19,7 +19,6 @@ from litcam.callbacks.explained.reconstruction_views import (
 )
 from litcam.callbacks.notes import never_kills
 from litcam.callbacks.places.pictures import current_step, gather, picture_folder
-from litcam.callbacks.places.sending import log_images
 from litcam.callbacks.validation.batch import Reading
 from litcam.callbacks.validation.beside import fetch_images, untouched, whole_weights
 from litcam.callbacks.validation.chosen import (
@@ -255,4 +254,4 @@ class Reconstructions(EachValidation):
         names = Names.find(trainer, find_dataset(self._choose_images(trainer).loader))
         when = f"epoch {trainer.current_epoch}, step {current_step(trainer)}"
         views = {f"val/{self.name}": draw_reconstructions(made, names, when)}
-        log_images(trainer, views, self._folder)
+        self._places.log_images(trainer, views, self._folder)

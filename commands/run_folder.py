@@ -1,8 +1,6 @@
 """Where a run lies, and how a resumed one goes on in the same place and the same W&B run."""
 
 import csv
-import os
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +10,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from litcam.callbacks.places.redaction import redact_words
+
 WANDB_ID = "wandb_run_id.txt"
 EARLIER = "metrics-earlier.csv"
-SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)s?$")
-# What keys of W&B, AWS, Hugging Face, GitHub, OpenAI, Google and JSON web tokens look like.
-SECRET = re.compile(
-    r"\b([0-9a-f]{40,}|wandb_v1_\w+|(AKIA|ASIA)[0-9A-Z]{16}|hf_\w{20,}|gh[pousr]_\w{20,}|"
-    r"github_pat_\w{20,}|sk-[\w-]{20,}|AIza[\w-]{30,}|eyJ[\w-]+\.[\w-]+\.[\w-]+)"
-)
 
 
 def find_last(experiment: Path) -> Path | None:
@@ -113,7 +107,7 @@ def how_to_go_on(folder: Path | None, args: Sequence[str]) -> str:
     last = folder / "checkpoints" / "last.ckpt" if folder else None
     if last is None or not last.exists():
         return ""
-    words = [str(redact(word)) for word in args]
+    words = redact_words(args)
     if "--ckpt_path" in words:
         place = words.index("--ckpt_path")
         del words[place : place + 2]
@@ -128,28 +122,6 @@ def without_place(config: dict[str, Any]) -> dict[str, Any]:
         arguments = logger.get("init_args", {}) if isinstance(logger, dict) else {}
         arguments.update({name: None for name in ("version", "id") if name in arguments})
     return {**config, "ckpt_path": None}
-
-
-def redact(tree: Any, name: str = "") -> Any:
-    """A config without anything that looks like a key.
-
-    >>> redact({"api_key": "x", "root": "s3://me:pass@host/photos"})
-    {'api_key': '(removed)', 'root': 's3://(removed)@host/photos'}
-    """
-    if isinstance(tree, dict):
-        return {key: redact(value, str(key)) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [redact(value, name) for value in tree]
-    if isinstance(tree, str | os.PathLike) and str(tree):
-        if SECRET_NAME.search(name.lower()):
-            return "(removed)"
-        text = re.sub(r"://[^/\s]+@", "://(removed)@", str(tree))
-        # As in the query of an address.
-        text = re.sub(
-            r"(?i)([?&;]\w*(?:key|token|secret|sig|signature)=)[^&;\s]+", r"\1(removed)", text
-        )
-        return SECRET.sub("(removed)", text)
-    return tree
 
 
 def _find_logger(loggers: Any, kind: str) -> Any:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 # Imported so that configs can name these classes without their path.
 import litcam.callbacks
 import litcam.lightning_modules  # noqa: F401
+from litcam.callbacks.places.redaction import redact
 from litcam.commands import help_page, run_folder
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
 from litcam.commands.errors import end, trouble_elsewhere
@@ -52,13 +53,13 @@ class SaveConfig(SaveConfigCallback):
         if getattr(trainer, "fast_dev_run", False):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        config = run_folder.redact(run_folder.without_place(config))
+        config = redact(run_folder.without_place(config))
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / self.config_filename).write_text(yaml.safe_dump(config, sort_keys=False))
         keep_versions(trainer, self._folder)
         for logger in trainer.loggers:
             if isinstance(logger, AnyWandbLogger):
-                logger.experiment.config.update(config, allow_val_change=True)
+                logger.log_hyperparams(config)
                 (self._folder / run_folder.WANDB_ID).write_text(logger.experiment.id)
 
 

@@ -79,15 +79,25 @@ def photos():
 
 
 @pytest.fixture
+def said():
+    """What litcam's callbacks say, line by line."""
+    yield from _keep_lines(logging.NOTSET)
+
+
+@pytest.fixture
 def warned():
     """What litcam's callbacks warn of, line by line."""
+    yield from _keep_lines(logging.WARNING)
+
+
+def _keep_lines(level):
     lines = []
 
     class Keep(logging.Handler):
         def emit(self, record):
             lines.append(record.getMessage())
 
-    keep, logger = Keep(logging.WARNING), logging.getLogger("lightning.pytorch.callbacks.litcam")
+    keep, logger = Keep(level), logging.getLogger("lightning.pytorch.callbacks.litcam")
     logger.addHandler(keep)
     yield lines
     logger.removeHandler(keep)

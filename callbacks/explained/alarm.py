@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litcam.callbacks.places.pictures import current_step
-from litcam.callbacks.places.sending import find_clients
+from litcam.callbacks.places.sending import FOLDER, Places
 from litcam.explain.metrics.image_mean import ImageMean
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
@@ -162,21 +162,24 @@ def _blank(now: Measured) -> Alarm | None:
     return Alarm("blank maps", f"of {now.num_images} maps {', '.join(kinds)}: nothing to see there")
 
 
-def raise_alarms(trainer: pl.Trainer, alarms: Iterable[Alarm], folder: Path) -> None:
+def raise_alarms(
+    trainer: pl.Trainer, alarms: Iterable[Alarm], folder: Path, places: Places
+) -> None:
     """Says them on the console and to W&B, and keeps them in `alarms.jsonl`: on rank zero.
 
     Args:
         trainer: is in validation.
         alarms: what to say.
         folder: of the callback's pictures.
+        places: where they are said.
     """
     for alarm in alarms:
         log.warning(f"GradCAM alarm, {alarm.title}: {alarm.text}")
         if getattr(trainer, "fast_dev_run", False):
             continue
         line = {"epoch": trainer.current_epoch, "step": current_step(trainer), **asdict(alarm)}
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "alarms.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line) + "\n")
-        for run in find_clients(trainer, "wandb"):
-            run.alert(f"GradCAM: {alarm.title}", alarm.text, level="WARN")
+        with places.alone(FOLDER, {"alarms": 1}):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "alarms.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+        places.alert(trainer, f"GradCAM: {alarm.title}", alarm.text)

@@ -12,7 +12,7 @@ from litcam.callbacks.explained.recorder import Recorded
 from litcam.callbacks.explained.surest import Surest
 from litcam.callbacks.explained.views import draw_views
 from litcam.callbacks.places.pictures import current_step
-from litcam.callbacks.places.sending import log_images
+from litcam.callbacks.places.sending import Places
 from litcam.callbacks.validation.batch import Batch
 from litcam.callbacks.validation.chosen import (
     ShownImages,
@@ -185,7 +185,7 @@ class ShownMaps:
 
 
 def log_maps(
-    trainer: pl.Trainer, explained: Sequence[Explained], folder: Path, prefix: str
+    trainer: pl.Trainer, explained: Sequence[Explained], folder: Path, prefix: str, places: Places
 ) -> None:
     """Draws the images of every process and sends them to every place there is: on rank zero.
 
@@ -194,10 +194,11 @@ def log_maps(
         explained: the images, each once.
         folder: where files are written.
         prefix: of the log keys, such as `val/gradcam`.
+        places: where they go.
     """
     names = {
         index: Names.find(trainer, find_dataset(loader))
         for index, loader in enumerate(find_loaders(trainer)[0])
     }
     when = f"epoch {trainer.current_epoch}, step {current_step(trainer)}"
-    log_images(trainer, draw_views(explained, names, prefix, when), folder)
+    places.log_images(trainer, draw_views(explained, names, prefix, when), folder)

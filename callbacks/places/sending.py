@@ -1,12 +1,15 @@
-"""Which logger takes pictures, and how: found by the client it uses, not by its class."""
+"""Where pictures go: the folder and the loggers, found by the client they use, each on its own."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from litcam.callbacks.notes import Notes, describe_failure
 from litcam.callbacks.places.comet import to_comet
 from litcam.callbacks.places.mlflow import to_mlflow
 from litcam.callbacks.places.pictures import Views, current_step
@@ -17,6 +20,8 @@ from litcam.callbacks.places.wandb_media import to_wandb
 
 Send = Callable[[Views, int, int], None]
 Place = Callable[[Any], Send | None]
+
+FOLDER = "the run's folder"
 
 _added: list[Place] = []
 
@@ -48,30 +53,66 @@ def add_place(place: Place) -> Place:
     return place
 
 
-def log_images(trainer: pl.Trainer, views: Views, folder: Path) -> None:
-    """Sends pictures to every place there is: on rank zero, once a validation.
+class Places:
+    """The run's folder and loggers, each on its own: what fails in one is none of the others'.
+
+    A place that fails is said once, asked again at the next validation, and what it missed is
+    counted until the run is over. Used on rank zero.
 
     Args:
-        trainer: its loggers are used, each at Lightning's own step of this validation.
-        views: log key, such as `val/gradcam/predicted`, to its pictures. Keys stay the same from
-            epoch to epoch.
-        folder: where files are written.
+        notes: where it is said.
     """
-    if getattr(trainer, "fast_dev_run", False):
-        return
-    step = current_step(trainer)
-    to_folder(views, folder, trainer.current_epoch, step)
-    for logger in trainer.loggers:
-        found = (place(logger) for place in [*_added, _find])
-        send = next((send for send in found if send is not None), None)
-        if send is not None:
-            send(views, trainer.current_epoch, step)
 
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._missed: dict[str, Counter[str]] = {}
 
-def find_clients(trainer: pl.Trainer, library: str) -> list[Any]:
-    """Clients of a library, such as `wandb`, that the run's loggers use: on rank zero."""
-    clients = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-    return [client for client in clients if _library(client) == library]
+    def log_images(self, trainer: pl.Trainer, views: Views, folder: Path) -> None:
+        """Sends pictures to every place there is: once a validation.
+
+        Args:
+            trainer: its loggers are used, each at Lightning's own step of this validation.
+            views: log key, such as `val/gradcam/predicted`, to its pictures. Keys stay the same
+                from epoch to epoch.
+            folder: where files are written.
+        """
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        epoch, step = trainer.current_epoch, current_step(trainer)
+        lost = {"pictures": sum(map(len, views.values()))}
+        with self.alone(FOLDER, lost):
+            to_folder(views, folder, epoch, step)
+        for logger in trainer.loggers:
+            with self.alone(type(logger).__name__, lost):
+                found = (place(logger) for place in [*_added, _find])
+                send = next((send for send in found if send is not None), None)
+                if send is not None:
+                    send(views, epoch, step)
+
+    def alert(self, trainer: pl.Trainer, title: str, text: str) -> None:
+        """Sends an alert to W&B."""
+        for logger in trainer.loggers:
+            with self.alone(type(logger).__name__, {"alarms": 1}):
+                client = getattr(logger, "experiment", None)
+                if _library(client) == "wandb":
+                    client.alert(title, text, level="WARN")
+
+    @contextmanager
+    def alone(self, place: str, lost: Mapping[str, int]) -> Iterator[None]:
+        """What is done with one place; `lost` is what it misses where that fails."""
+        try:
+            yield
+        except Exception as error:
+            self._missed.setdefault(place, Counter()).update(lost)
+            what = f"misses {' and '.join(lost)} in {place} and tries the next"
+            self._notes.warn([describe_failure(error, what)])
+
+    def sum_up(self) -> None:
+        """Says what each place missed: at the end of a run."""
+        for place, missed in self._missed.items():
+            counts = " and ".join(f"{count} {what}" for what, count in missed.items())
+            self._notes.warn([f"missed up to {counts} in {place} in this run"])
+        self._missed = {}
 
 
 def _find(logger: Any) -> Send | None:

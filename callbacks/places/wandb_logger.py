@@ -1,28 +1,47 @@
 """Lightning's `WandbLogger` that never keeps a run from starting, going on, or ending."""
 
 import logging
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch.loggers as loggers
+import pydantic
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.callbacks import ModelCheckpoint
 from requests.utils import get_netrc_auth
+from wandb.sdk.lib.module import unset_globals
+from wandb.sdk.lib.noop_run import NoopRun
+from wandb.sdk.lib.runid import generate_id
+from wandb.sdk.mailbox import MailboxClosedError
+
+from litcam.callbacks.places.redaction import redact, redact_text, redact_words
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
 OFFLINE = ("offline", "dryrun", "disabled")
+# How often W&B's own process is started again.
+RESTARTS = 3
 
 
 class WandbLogger(loggers.WandbLogger):
     """Logs to Weights & Biases, and offline where there is no key, no network or no server.
 
     Offline loses nothing: one line says why, how to upload the run later, and how to look at it
-    in the terminal. Where W&B's own settings (`WANDB_MODE`) say what to do, they hold.
+    in the terminal. Where W&B's own settings (`WANDB_MODE`) say what to do, they hold. Where W&B
+    cannot write either, or its process dies, training goes on without it, and what it missed is
+    counted at the end. What looks like a key is taken out of the command line, the hyperparameters
+    and the address of the git remote before W&B records them.
 
     Args:
         project: W&B project.
@@ -48,20 +67,74 @@ class WandbLogger(loggers.WandbLogger):
         super().__init__(name=name or None, project=project, **kwargs)
         # Lightning passes it on, and W&B warns that it has no effect.
         self._wandb_init.pop("anonymous", None)
+        for name in ("config", "notes"):
+            if name in kwargs:
+                self._wandb_init[name] = redact(kwargs[name])
         given = self._wandb_init.get("settings") or {}
         if isinstance(given, wandb.Settings):
             given = {name: getattr(given, name) for name in given.model_fields_set}
         ours = {"init_timeout": connect_timeout, "finish_timeout": finish_timeout, "quiet": True}
         self._wandb_init["settings"] = wandb.Settings(**{**ours, **given})
         self._asked_offline, self._connect_timeout = offline, connect_timeout
+        self._missed = self._restarts = 0
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, made at the first use."""
         if self._experiment is None and wandb.run is None and not hasattr(self, "_attach_id"):
-            self._start()
+            try:
+                with _without_keys():
+                    self._start()
+            except Exception as error:
+                self._do_without(error)
         return super().experiment
+
+    # What Lightning calls in training.
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs a row, which a W&B in trouble misses."""
+        with self._beside_training():
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Logs hyperparameters, without anything that looks like a key."""
+        params = vars(params) if isinstance(params, Namespace) else params
+        with self._beside_training():
+            super().log_hyperparams(redact(dict(params)))
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Uploads a checkpoint, where `log_model` asks for it."""
+        with self._beside_training():
+            super().after_save_checkpoint(checkpoint_callback)
+
+    def finalize(self, status: str) -> None:
+        """Says what W&B missed."""
+        with self._beside_training():
+            super().finalize(status)
+        if self._missed:
+            log.warning(
+                f"W&B misses rows of this run, at least {self._missed}; the other loggers have "
+                "them, and `wandb sync` uploads what it has"
+            )
+        self._missed = 0
+
+    @contextmanager
+    def _beside_training(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._missed:
+                log.warning(
+                    f"W&B misses a row, training goes on ({_describe(error)}); every further row "
+                    "is tried"
+                )
+            self._missed += 1
+            # Nothing listens any more: W&B's own process is gone.
+            if isinstance(error, ConnectionError | MailboxClosedError):
+                self._restart(error)
+
+    # How a run starts.
 
     def _start(self) -> None:
         settings = wandb.setup().settings
@@ -71,6 +144,7 @@ class WandbLogger(loggers.WandbLogger):
             reason = "asked for"
         else:
             reason = _find_obstacle(settings, self._connect_timeout)
+        self._wandb_init["settings"].update_from_dict(_clean_remote(settings))
         if not reason:
             try:
                 run = super().experiment
@@ -83,11 +157,58 @@ class WandbLogger(loggers.WandbLogger):
             self._wandb_init["mode"] = "offline"
             # The one line below says what W&B would say in three.
             self._wandb_init["settings"].silent = True
-            folder = Path(super().experiment.dir).parent
+            super().experiment  # noqa: B018
             log.info(
-                f"W&B runs offline ({reason}): `wandb leet {folder}` shows the run in the "
-                f"terminal, `wandb sync {folder}` uploads it"
+                f"W&B runs offline ({reason}): `wandb leet {self._folder()}` shows the run in the "
+                f"terminal, `wandb sync {self._folder()}` uploads it"
             )
+
+    def _restart(self, error: Exception) -> None:
+        """Goes on in the same W&B run with a new process of W&B's."""
+        gone, self._restarts = self.experiment, self._restarts + 1
+        for forget in (gone.finish, wandb.teardown, unset_globals):
+            with suppress(Exception):  # they would tell the process that is gone
+                forget()
+        if self._restarts > RESTARTS:
+            self._do_without(error)
+        else:
+            self._wandb_init["id"], self._experiment = gone.id, None
+            self.experiment.config.update(dict(gone.config), allow_val_change=True)
+
+    def _do_without(self, error: Exception) -> None:
+        settings = wandb.Settings(mode="disabled", run_id=self._id or generate_id())
+        self._experiment = NoopRun(settings, {})
+        log.warning(f"W&B is left out of this run, which goes on ({_describe(error)})")
+
+    def _folder(self) -> Path:
+        return Path(self.experiment.dir).parent
+
+
+@contextmanager
+def _without_keys() -> Iterator[None]:
+    """W&B reads the command line now, and its process keeps the environment that it finds."""
+    words, sys.argv = sys.argv, redact_words(sys.argv)
+    # It records all of these, also the token of SLURM's REST interface.
+    names = [name for name in os.environ if name.startswith("SLURM_")]
+    keys = {name: os.environ.pop(name) for name in names if _is_key(name)}
+    try:
+        yield
+    finally:
+        sys.argv = words
+        os.environ.update(keys)
+
+
+def _is_key(name: str) -> bool:
+    value = os.environ[name]
+    return bool(redact(value, name) != value)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, pydantic.ValidationError):  # of W&B's settings
+        wrong = error.errors()[0]
+        name = f"WANDB_{'_'.join(map(str, wrong['loc']))}".upper()
+        return f"{name} is {wrong['input']!r}: {wrong['msg']}; correct or unset it"
+    return shorten(f"{type(error).__name__}: {redact_text(str(error))}", 200)
 
 
 def _find_obstacle(settings: wandb.Settings, timeout: float) -> str:
@@ -102,3 +223,27 @@ def _find_obstacle(settings: wandb.Settings, timeout: float) -> str:
     except (OSError, HTTPException) as error:
         return f"{url} does not answer: {getattr(error, 'reason', error)}"
     return ""
+
+
+def _clean_remote(settings: wandb.Settings) -> dict[str, str]:
+    """Settings for a git remote whose address holds a key; W&B itself removes only passwords."""
+    if settings.disable_git or settings.git_remote_url:
+        return {}
+    remote = _ask_git("remote", "get-url", settings.git_remote)
+    clean = redact_text(remote)
+    return (
+        {}
+        if clean == remote
+        else {
+            "git_remote_url": clean,
+            "git_commit": _ask_git("rev-parse", "HEAD"),
+        }
+    )
+
+
+def _ask_git(*words: str) -> str:
+    try:
+        asked = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip()

@@ -1,14 +1,12 @@
 """The alarm: when it is raised, when not, and where it is said."""
 
 import json
-import subprocess
-import sys
 from math import nan
-from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from wandb_files import inspect
 
 from litcam.callbacks import GradCAM, WandbLogger
 from litcam.callbacks.explained.alarm import Alarms, Measured, RightAnswers
@@ -151,9 +149,7 @@ def test_it_is_said_on_the_console_to_wandb_and_kept(tmp_path, caplog, monkeypat
     (line,) = map(json.loads, file.read_text().splitlines())
     assert line["title"] == "blank maps" and line["text"] in said[0]
     # In W&B's own record of the run.
-    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json"]
     (run,) = tmp_path.rglob("*.wandb")
-    records = subprocess.run([*command, run], capture_output=True, text=True, check=True).stdout
-    alerts = [record for text in records.splitlines() if (record := json.loads(text)).get("alert")]
+    alerts = [record for record in inspect(run) if record.get("alert")]
     assert [alert["alert"]["title"] for alert in alerts] == ["GradCAM: blank maps"]
     assert alerts[0]["alert"]["text"] == line["text"]

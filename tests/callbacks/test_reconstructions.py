@@ -96,7 +96,7 @@ def test_folder_holds_four_tiles_an_image(family, tmp_path, said):
 
 def test_wandb_keeps_what_was_shown():
     import wandb
-    from test_records import inspect
+    from wandb_files import read_history
 
     import litcam.callbacks
 
@@ -104,8 +104,7 @@ def test_wandb_keeps_what_was_shown():
     pretrain(Reconstructions(num_images=2, steps=[2]), logger=logger)
     files = Path(wandb.run.dir)
     wandb.finish()
-    items = [record["history"]["item"] for record in inspect(files.parent) if "history" in record]
-    shown = [item for item in items if f"{KEY}.count" in item]
+    shown = [item for item in read_history(files.parent) if f"{KEY}.count" in item]
     assert [item["trainer/global_step"] for item in shown] == [1, 3, 7]
     for item in shown:
         assert item[f"{KEY}._type"] == "images/separated" and item[f"{KEY}.count"] == 2

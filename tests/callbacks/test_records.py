@@ -1,8 +1,5 @@
 """What W&B, TensorBoard and the folder really hold, read back after real runs."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch.loggers as loggers
@@ -15,19 +12,13 @@ from strangers import CALM, Pictures, SmallCNN, Stranger, make_trainer, read_lin
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from wandb_files import read_history
 
 import litcam.callbacks
 from litcam.callbacks import GradCAM
 
 KEYS = ["val/gradcam/predicted", "val/gradcam/true"]
 GAP = 4
-
-
-def inspect(folder):
-    """The records of a W&B run, by W&B's own reader."""
-    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(folder)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 class PetModule(Stranger):
@@ -57,7 +48,7 @@ def test_wandb_keeps_what_was_shown(kind, photos):
     trainer.fit(PetModule(photos / "val"))
     files = Path(wandb.run.dir)
     wandb.finish()
-    items = [record["history"]["item"] for record in inspect(files.parent) if "history" in record]
+    items = read_history(files.parent)
     shown = [item for item in items if "val/gradcam/true.count" in item]
     metrics = [item for item in items if "val/loss" in item]
     assert len(shown) == len(metrics) == 3
@@ -96,7 +87,7 @@ def test_pytorch_lightning_is_lightning(tmp_path):
     trainer.fit(Module(), DataLoader(Pictures(12), 4), DataLoader(Pictures(12), 4))
     files = Path(wandb.run.dir)
     wandb.finish()
-    items = [record["history"]["item"] for record in inspect(files.parent) if "history" in record]
+    items = read_history(files.parent)
     assert [item["epoch"] for item in items if "val/gradcam/true.count" in item] == [0, 1]
     events = EventAccumulator(board.log_dir).Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("val/gradcam/true/")]

@@ -126,26 +126,6 @@ def test_the_demo_says_where_its_pictures_are(litcam, tmp_path):
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
-SECRETS = [
-    "0123456789abcdef" * 3,
-    "wandb_v1_abc",
-    "AKIAABCDEFGHIJKLMNOP",
-    f"hf_{'a' * 30}",
-    f"ghp_{'b' * 36}",
-    f"sk-{'c' * 40}",
-    "s3://me:pass@host/photos",
-]
-
-
-@pytest.mark.parametrize("secret", SECRETS)
-def test_what_looks_like_a_key_is_removed(secret):
-    kept = run_folder.redact({"model": [{"encoder": secret}], "api_key": "plain", "lr": 0.1})
-    assert kept["api_key"] == "(removed)"
-    assert kept["lr"] == 0.1
-    assert secret not in str(kept)
-    assert "(removed)" in kept["model"][0]["encoder"]
-
-
 @pytest.mark.slow
 def test_ctrl_c_ends_calmly_and_last_goes_on(tmp_path):
     words = [*TINY, "--trainer.max_epochs", "100000", "--trainer.logger.offline", "true"]
