@@ -150,7 +150,7 @@ def _fit_by_name(model: nn.Module, given: StateDict, source: str | Path) -> Fit:
     fresh = (other & own.keys()) | _pooling_norm(own, tensors)
     foreign = (other & tensors.keys()) | _pooling_norm(tensors, own)
     wanted, found = own.keys() - fresh, tensors.keys() - foreign
-    wanted -= set(filter(_is_counter, wanted - found))
+    wanted -= {key for key in wanted - found if _is_counter(key)}
     problems |= {
         "missing": sorted(wanted - found),
         "unexpected": sorted(found - wanted),
