@@ -34,8 +34,9 @@ class Classifier(GuardedSteps):
     """Train a timm model to classify images.
 
     A batch is a dict with ``image`` (batch, 3, height, width), normalised, and ``label`` (batch,),
-    or the pair ``(images, labels)``. Logged once an epoch: ``train/loss``, and for ``val`` and
-    ``test`` alike ``val/loss``, ``val/acc1``, ``val/acc5`` (over five classes) and ``val/ece``
+    or the pair ``(images, labels)``. Logged every ``log_every_n_steps``: ``train/loss_step`` and
+    ``train/images_per_second``; once an epoch: ``train/loss``, and for ``val`` and ``test`` alike
+    ``val/loss``, ``val/acc1``, ``val/acc5`` (over five classes) and ``val/ece``
     (calibration error, 15 bins).
 
     Args:
@@ -175,7 +176,7 @@ class Classifier(GuardedSteps):
             loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
         self.train_loss.update(loss.detach().expand(len(labels)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self.watch(loss, batch)
+        self.watch(loss, batch, len(labels))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -165,7 +165,7 @@ class MAE(GuardedSteps):
         loss = self(images, noise)
         self.train_loss.update(loss.detach().expand(len(images)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self.watch(loss, batch)
+        self.watch(loss, batch, len(images))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

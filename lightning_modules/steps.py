@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from litcam.lightning_modules.backbones import prefer_plain_attention
 from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
+from litcam.lightning_modules.pace import Pace
 from litcam.lightning_modules.sync_batchnorm import keep_activations
 
 __all__ = ["GuardedSteps", "run_seed"]
@@ -37,7 +38,7 @@ class GuardedSteps(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._guard = StepGuard()
+        self._guard, self._pace = StepGuard(), Pace()
         self._buffers_before = BuffersBefore()
         self._late_interrupt = LateInterrupt()
 
@@ -64,9 +65,14 @@ class GuardedSteps(pl.LightningModule):
         np.random.seed(int(numbers[1]))  # noqa: NPY002 - timm's Mixup draws from the global one
         random.seed(int(numbers[2]))
 
-    def watch(self, loss: Tensor, batch: Any) -> None:
-        """Remember the loss of a step and its batch, for the message if it is not finite."""
+    def on_train_epoch_start(self) -> None:
+        """Begin to count images."""
+        self._pace.begin()
+
+    def watch(self, loss: Tensor, batch: Any, num_images: int) -> None:
+        """Remember the loss of a step and its batch, in case it is not finite; log how it goes."""
         self._guard.watch(loss, batch)
+        self._pace.count(self, loss, num_images)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep a step whose gradient is not finite from the weights; see `StepGuard`.

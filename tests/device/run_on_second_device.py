@@ -121,6 +121,7 @@ def fit(kind):
             devices=1,
             strategy=SingleDeviceStrategy(device=device, accelerator=Second()),
             max_epochs=EPOCHS,
+            log_every_n_steps=1,
             logger=False,
             enable_checkpointing=False,  # PyTorch cannot pickle storages of such a device
             enable_progress_bar=False,

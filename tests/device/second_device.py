@@ -105,7 +105,8 @@ class Watch(TorchDispatchMode):
         if there and func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
             self.syncs[f"boolean index {_line()}"] += 1
         if func is aten._to_copy.default and kwargs.get("device") is not None:
-            self._count_copy(args[0].device.type, torch.device(kwargs["device"]).type)
+            if not kwargs.get("non_blocking"):  # nobody waits for it
+                self._count_copy(args[0].device.type, torch.device(kwargs["device"]).type)
         elif func is aten.copy_.default:
             self._count_copy(args[1].device.type, args[0].device.type)
         return func(*args, **kwargs)
