@@ -9,26 +9,12 @@ import numpy as np
 import pytest
 from apart import litcam, outcomes
 from damage import encoded, every_kind, forged, photo
+from data_sets import FIT
 from PIL import Image
 
 from litcam.datamodules.pixels.decode import decode
 
 SECONDS = 5  # at most, for one image of some kilobytes
-TINY = {
-    "model": "Classifier",
-    "model.backbone": "resnet10t",
-    "model.backbone_args.channels": "[8,8,16,16]",
-    "data": "ImageNetDataModule",
-    "data.root": "photos",
-    "data.image_size": "32",
-    "data.batch_size": "4",
-    "data.num_workers": "1",
-    "trainer.max_epochs": "1",
-    "trainer.accelerator": "cpu",
-    "trainer.enable_progress_bar": "false",
-    "trainer.logger": "false",
-}
-FIT = ["fit", *(word for name, value in TINY.items() for word in (f"--{name}", value))]
 
 
 def read(data):
