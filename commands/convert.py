@@ -57,6 +57,10 @@ def convert(args: Sequence[str]) -> None:
         print(_page())
         return
     options = _parser().parse_args(list(args))
+    if not 0 < options.chunk_mb <= 2000:  # nor is it nan
+        raise ValueError(
+            f"chunk_mb must be above 0 and at most 2000, got {options.chunk_mb:g}; 64 is usual"
+        )
     if options.check is not None:
         _check(Path(options.check))
         return

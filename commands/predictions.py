@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class PredictionsFile(BasePredictionWriter):
-    """Writes a line an image: its name, the class in words and its probability.
+    r"""Writes a line an image: its name, the class in words and its probability.
 
+    Bytes of a name that are not UTF-8 are written as ``\udcXX``, so that the file is UTF-8.
     Several processes write a file each, with their rank in its name.
     """
 
@@ -54,5 +55,5 @@ class PredictionsFile(BasePredictionWriter):
         self._write(rows, "a")
 
     def _write(self, rows: Sequence[Sequence[Any]], mode: str) -> None:
-        with self.file.open(mode, newline="", encoding="utf-8") as file:
+        with self.file.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows(rows)

@@ -46,7 +46,7 @@ def _essence(data: bytes) -> bytes:
     What else a PNG may hold (text, colour profiles, animations) changes no pixel, and cannot make
     one unreadable.
     """
-    kept, at, names = [SIGNATURE], len(SIGNATURE), set[bytes]()
+    kept, names, at = [SIGNATURE], set[bytes](), len(SIGNATURE)
     while at < len(data):
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length

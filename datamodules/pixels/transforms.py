@@ -88,7 +88,8 @@ def train_transform(
     Raises:
         ValueError: If an argument makes no sense.
     """
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+    # A config may say null.
+    if not crop_scale or len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ValueError(f"crop_scale must be 0 < smallest <= largest <= 1, got {crop_scale}")
     if not 0 <= hflip <= 1:
         raise ValueError(f"hflip must be in [0, 1], got {hflip}")

@@ -326,6 +326,7 @@ def test_a_batch_larger_than_the_data_is_an_error(tree):
         {"hflip": 1.5},
         {"random_erasing": -0.1},
         {"crop_scale": (0.5, 0.1)},
+        {"crop_scale": None},
         {"auto_augment": "autoaugment"},
         {"backbone": "resnet_34"},
     ],

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 
 from litcam.train import main
@@ -59,6 +60,7 @@ def begin(call):
         with _last_of_all():
             os.setsid()  # so that its own processes can be ended with it
             _print_to(handle)
+            warnings.simplefilter("default")  # they end a test, but no program
             call()
     os.close(handle)
     return child, Path(path)

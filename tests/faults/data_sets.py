@@ -10,6 +10,22 @@ from damage import encoded, photo
 from litcam.datamodules import ImageNetDataModule
 from litcam.datamodules.shard_format import as_text
 
+TINY = {
+    "model": "Classifier",
+    "model.backbone": "resnet10t",
+    "model.backbone_args.channels": "[8,8,16,16]",
+    "data": "ImageNetDataModule",
+    "data.root": "photos",
+    "data.image_size": "32",
+    "data.batch_size": "4",
+    "data.num_workers": "1",
+    "trainer.max_epochs": "1",
+    "trainer.accelerator": "cpu",
+    "trainer.enable_progress_bar": "false",
+    "trainer.logger": "false",
+}
+FIT = ["fit", *(word for name, value in TINY.items() for word in (f"--{name}", value))]
+
 
 def write_photos(root, *, train=6, val=2, classes=("cat", "dog")):
     """Class folders of small JPEGs."""

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from litcam.datamodules.convert.inputs import open_source
 from litcam.datamodules.shard_format import COLUMNS, column_file
 
 SECONDS = 20  # at most, for a data set of a dozen images
-FOUND = Path(__file__).parent / "found"
 VALUES = [
     *(None, True, False, 0, 1, -1, 2, 3, 99, 2**31, 2**62, 2**63, -(2**63), 10**30, 0.5, 1e308),
     *(math.nan, math.inf, "", "x", "../x", "0" * 16, "train", "cat", "\0", "\ud800", "x" * 10_000),

@@ -1,12 +1,15 @@
 """Names that lead out of their folder: in manifests, tars, parquet files and buckets."""
 
+import csv
 import functools
 import http.server
+import os
 import shutil
 import threading
 
 import pytest
-from data_sets import listing, pack, read_all, refusal, rewrite, samples, write_photos
+from apart import litcam
+from data_sets import FIT, listing, pack, read_all, refusal, rewrite, samples, write_photos
 
 from litcam.datamodules.convert import check, convert
 from litcam.datamodules.remote import open_store
@@ -183,4 +186,31 @@ def test_names_in_parquet(made, tell):
         caused="`..`, absolute names, drives, NUL, no name, 5,000 letters as `image.path`",
         times=tried,
         happened="converted, with numbers instead of such names; nothing else was written",
+    )
+
+
+def test_names_that_are_not_utf_8(tmp_path, tell):
+    """As old archives leave them: the bytes of another alphabet."""
+    root = write_photos(tmp_path / "photos")
+    names = [b"caf\xe9.jpg", b"\xff\xfe.jpg", "ｄ\u202eb\n.jpg".encode()]
+    for split in ("train", "val"):
+        for number, name in enumerate(names):
+            place = root / split / ("cat", "dog")[number % 2]
+            next(place.glob("[0-9].jpg")).rename(place / os.fsdecode(name))
+    code, said = litcam(*FIT, "--trainer.default_root_dir", "run")
+    assert code == 0, said
+    words = [word.replace("fit", "predict", 1) if word == "fit" else word for word in FIT]
+    code, said = litcam(*words, "--trainer.default_root_dir", "run")
+    assert code == 0, said
+    (file,) = (tmp_path / "run").rglob("predictions.csv")
+    with file.open(newline="", encoding="utf-8") as lines:
+        found = {row["image"] for row in csv.DictReader(lines)}
+    assert {"cat/caf\\udce9.jpg", "dog/\\udcff\\udcfe.jpg"} <= found and len(found) == 4
+    line = refusal(convert, root, tmp_path / "out")
+    assert "is not UTF-8; rename it" in line or "line break" in line
+    tell(
+        "names of photos are not UTF-8, or have a line break",
+        caused="Latin-1, bytes of no alphabet, and a line break, in `fit`, `predict` and `convert`",
+        times=len(names),
+        happened="trained on and predicted (`caf\\udce9.jpg`); `convert` names the first",
     )
