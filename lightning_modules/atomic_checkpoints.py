@@ -1,6 +1,7 @@
 """Checkpoints that are replaced whole or not at all, and what is said of one that is damaged."""
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,13 @@ def _hold_against_checksums(file: Path) -> None:
 def _what_is_wrong(file: Path, error: Exception) -> str:
     if not file.stat().st_size:
         return f"checkpoint {file} is empty"
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-        return f"checkpoint {file} wants to run code when it is read, and is not"
+    if isinstance(error, pickle.UnpicklingError):
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            return (
+                f"checkpoint {file} asks for {found[1]}, which may run code and is not called (if "
+                "you trust who wrote it: --weights_only false)"
+            )
+        return f"{file} is damaged, or no checkpoint"
     said = str(error).strip().splitlines()
     reason = said[0] if said else type(error).__name__
     if isinstance(error, ValueError):

@@ -129,10 +129,10 @@ DAMAGES = {
     "empty": (lambda file, chance: file.write_bytes(b""), "is empty"),
     "a bit of a tensor flipped": (flip, "is damaged"),
     "text": (lambda file, chance: file.write_text("Not Found"), "is damaged, or no checkpoint"),
-    "a pickle that runs a command": (evil, "wants to run code"),
+    "a pickle that runs a command": (evil, "may run code and is not called"),
     "a plain such pickle": (
-        lambda file, chance: file.write_bytes(pickle.dumps(Evil())),
-        "wants to run code",
+        lambda file, chance: file.write_bytes(pickle.dumps(Evil(), 2)),
+        "may run code and is not called",
     ),
     "another archive": (lambda file, chance: _archive(file), "is damaged"),
     "safetensors": (lambda file, chance: save_file({"a": torch.zeros(3)}, file), "no checkpoint"),
