@@ -1,55 +1,85 @@
 """Where a run lies, and how a resumed one goes on in the same place and the same W&B run."""
 
-import csv
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
+from litcam.callbacks import CSVLogger
 from litcam.callbacks.places.redaction import redact_words
+from litcam.commands import slurm
+from litcam.lightning_modules.atomic_checkpoints import newest_readable, read_checkpoint
 
 WANDB_ID = "wandb_run_id.txt"
-EARLIER = "metrics-earlier.csv"
+# In a run's folder: what ModelCheckpoint writes, and what Lightning writes for SLURM.
+TO_GO_ON_FROM = ("checkpoints/last.ckpt", "hpc_ckpt_*.ckpt")
 
 
-def find_last(experiment: Path) -> Path | None:
-    """The newest `last.ckpt` among the versions of an experiment."""
-    found = experiment.glob("version_*/checkpoints/last.ckpt")
+def find_last(*folders: Path) -> Path | None:
+    """The newest checkpoint to go on from among those of some runs."""
+    found = [path for folder in folders for kind in TO_GO_ON_FROM for path in folder.glob(kind)]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def prepare(config: Any, name: str, subcommand: str = "fit") -> None:
+def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> str:
     """Points loggers and `ckpt_path` at the run's folder, before they are made.
 
     A fresh `fit` gets the next `runs/NAME/version_N`. With `--ckpt_path last`, or a checkpoint in
-    such a folder, it goes on there: same folder, same W&B run, earlier metrics kept. The other
-    subcommands read `last` alike, and write to `runs/NAME/SUBCOMMAND/version_N`.
+    such a folder, it goes on there: same folder, same W&B run, earlier metrics kept. So does one
+    that SLURM requeued. The other subcommands read `last` alike, and write to
+    `runs/NAME/SUBCOMMAND/version_N`.
+
+    Args:
+        config: of the subcommand.
+        name: of the experiment.
+        subcommand: fit, validate, test or predict.
+        words: of the command line.
+
+    Returns:
+        A line where there is nothing left to train, else an empty one.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, or holds weights only.
     """
     table = _find_logger(config.trainer.logger, "CSVLogger")
-    save_dir, experiment = (table.save_dir, table.name) if table else ("runs", None)
-    experiment = Path(save_dir) / (name if experiment in (None, "lightning_logs") else experiment)
-    checkpoint = _find_checkpoint(config, experiment, subcommand)
-    if table is None:
-        return
-    table.name = str(experiment.relative_to(save_dir))
+    if table is not None and table.class_path.startswith("lightning."):
+        table.class_path = "litcam.callbacks.CSVLogger"  # whose table a stop does not take away
+    save_dir, experiment = "runs", None
+    if table is not None:
+        table = table.init_args
+        save_dir, experiment = table.save_dir, table.name
+    place = Path(save_dir) / (name if experiment in (None, "lightning_logs") else experiment)
+    checkpoint = _find_checkpoint(config, place, subcommand, words)
+    left = "" if checkpoint is None else _look_into(checkpoint, config, subcommand)
+    if table is None or left:
+        return left
+    table.name = str(place.relative_to(save_dir))
     if subcommand != "fit":
         table.name += f"/{subcommand}"
-    elif checkpoint is not None and checkpoint.absolute().parents[2] == experiment.absolute():
-        _go_on_in(checkpoint.parent.parent, config, table)
+        return ""
+    own = config.trainer.default_root_dir is None
+    if own:  # here Lightning looks for SLURM's checkpoints, and a fresh run is to find none
+        config.trainer.default_root_dir = str(place)
+    if checkpoint is not None and (folder := run_of(checkpoint)).parent == place.absolute():
+        _go_on_in(place / folder.name, config, table, own=own)
+    return ""
 
 
-def _find_checkpoint(config: Any, experiment: Path, subcommand: str) -> Path | None:
-    """The file of `ckpt_path`, with `last` made into a path."""
+def _find_checkpoint(
+    config: Any, experiment: Path, subcommand: str, words: Sequence[str]
+) -> Path | None:
+    """The file to go on from, with `last` made into a path."""
+    own = find_last(*slurm.find_runs(experiment, words)) if subcommand == "fit" else None
+    if own is not None and (slurm.was_requeued() or own.name.startswith("hpc_ckpt_")):
+        config.ckpt_path = str(own)
+        return own
     asked = config.get("ckpt_path")
     if asked == "last":
-        last = find_last(experiment)
+        last = find_last(*experiment.glob("version_*"))
         config.ckpt_path = None if last is None else str(last)
         if last is None and subcommand != "fit":
             raise FileNotFoundError(f"no last.ckpt under {experiment}; pass --ckpt_path FILE")
@@ -59,42 +89,61 @@ def _find_checkpoint(config: Any, experiment: Path, subcommand: str) -> Path | N
     # Lightning has names of its own ("best", "hpc", "registry:…") and reads remote files.
     if not asked or asked in ("best", "hpc") or ":" in asked:
         return None
+    if Path(asked).is_dir():
+        inside = newest_readable(Path(asked))
+        there = f"the newest in it is {inside}" if inside else "there is no checkpoint in it"
+        raise FileNotFoundError(f"ckpt_path {asked} is a folder; {there}")
     if not Path(asked).is_file():
         raise FileNotFoundError(f"ckpt_path {asked} does not exist; check the path, or say `last`")
     return Path(asked)
 
 
-def _go_on_in(folder: Path, config: Any, table: Any) -> None:
+def _look_into(file: Path, config: Any, subcommand: str) -> str:
+    """Refuses a checkpoint that is of no use; a line where it is of the end of a training."""
+    found = read_checkpoint(file, weights_only=config.get("weights_only"), whole=False)
+    if subcommand != "fit":
+        return ""
+    if "loops" not in found or "optimizer_states" not in found:
+        raise ValueError(
+            f"checkpoint {file} holds weights only, and a training cannot go on from it; to begin "
+            f"one with its weights: --model.encoder {file}"
+        )
+    trainer, current = config.trainer, found["loops"]["fit_loop"]["epoch_progress"]["current"]
+    limits = {"max_epochs": current["processed"], "max_steps": found["global_step"]}
+    for limit, done in limits.items():
+        most = trainer.get(limit)
+        if most is not None and 0 <= most <= done:
+            return f"Nothing left to train: {file} is at --trainer.{limit} {most}"
+    return ""
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def _go_on_in(folder: Path, config: Any, table: Any, *, own: bool) -> None:
     table.version = folder.name
-    _keep_metrics(folder)
+    if own:
+        config.trainer.default_root_dir = str(folder)
     wandb = _find_logger(config.trainer.logger, "Wandb")
     if wandb is not None and (folder / WANDB_ID).exists():
-        wandb.id = (folder / WANDB_ID).read_text().strip()
+        wandb.init_args.id = (folder / WANDB_ID).read_text().strip()
     rank_zero_info(f"Goes on from {config.ckpt_path}")
 
 
-@rank_zero_only
-def _keep_metrics(folder: Path) -> None:
-    """Lightning's CSVLogger deletes `metrics.csv` of a folder it finds; this one is kept."""
-    metrics, earlier = folder / "metrics.csv", folder / EARLIER
-    if metrics.exists() and not earlier.exists():
-        metrics.rename(earlier)
+def settle(trainer: Trainer, folder: Path) -> None:
+    """Has Lightning keep SLURM's checkpoints in a run's folder, once it is known."""
+    if Path(trainer.default_root_dir).absolute() == folder.absolute().parent:
+        trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]
 
 
 def restore_metrics(trainer: Trainer) -> None:
-    """Puts back the metrics up to the checkpoint; later steps are about to be done again."""
+    """Keeps the metrics up to the checkpoint; later steps are about to be done again."""
     for logger in trainer.loggers:
-        if not isinstance(logger, CSVLogger) or not trainer.is_global_zero:
-            continue
-        earlier = Path(logger.log_dir) / EARLIER
-        if not earlier.exists():
-            continue
-        with earlier.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < trainer.global_step]
-        known = [{name: value for name, value in row.items() if value} for row in rows]
-        logger.experiment.metrics[:0] = known
-        logger.save()
-        earlier.unlink()
+        if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+            logger.go_on(trainer.global_step)
 
 
 def how_to_go_on(folder: Path | None, args: Sequence[str]) -> str:
@@ -104,8 +153,7 @@ def how_to_go_on(folder: Path | None, args: Sequence[str]) -> str:
         folder: of the run.
         args: the words of the command line.
     """
-    last = folder / "checkpoints" / "last.ckpt" if folder else None
-    if last is None or not last.exists():
+    if folder is None or find_last(folder) is None:
         return ""
     words = redact_words(args)
     if "--ckpt_path" in words:
@@ -125,8 +173,8 @@ def without_place(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_logger(loggers: Any, kind: str) -> Any:
-    """The `init_args` of the first logger of a kind, or None."""
+    """The first logger of a kind, or None."""
     for logger in loggers if isinstance(loggers, list) else []:
         if kind in logger.class_path:
-            return logger.init_args
+            return logger
     return None

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +16,13 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger as AnyWandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # Imported so that configs can name these classes without their path.
 import litcam.callbacks
 import litcam.lightning_modules  # noqa: F401
 from litcam.callbacks.places.redaction import redact
-from litcam.commands import help_page, run_folder
+from litcam.commands import help_page, run_folder, slurm
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
 from litcam.commands.errors import end, trouble_elsewhere
 from litcam.commands.parser import Parser
@@ -27,6 +30,8 @@ from litcam.commands.predictions import PredictionsFile
 from litcam.commands.summary import describe, report, summarise
 from litcam.commands.versions import keep_versions
 from litcam.datamodules import ImageNetDataModule, SyntheticDataModule  # noqa: F401
+from litcam.files import write_whole
+from litcam.lightning_modules.atomic_checkpoints import save_atomically
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -42,6 +47,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Asks for the folder on every process, which `save_config` may not."""
         SaveConfig.folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        run_folder.settle(trainer, self._folder)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -54,19 +60,20 @@ class SaveConfig(SaveConfigCallback):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = redact(run_folder.without_place(config))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / self.config_filename).write_text(yaml.safe_dump(config, sort_keys=False))
+        write_whole(self._folder / self.config_filename, yaml.safe_dump(config, sort_keys=False))
+        slurm.sign(self._folder, LitcamCLI.words)
         keep_versions(trainer, self._folder)
         for logger in trainer.loggers:
             if isinstance(logger, AnyWandbLogger):
                 logger.log_hyperparams(config)
-                (self._folder / run_folder.WANDB_ID).write_text(logger.experiment.id)
+                write_whole(self._folder / run_folder.WANDB_ID, logger.experiment.id)
 
 
 class LitcamCLI(LightningCLI):
     """LightningCLI that links data and model, and lets a run go on where it stopped."""
 
     run_name = "fit"
+    words: Sequence[str] = ()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what model and data have to agree on, and adds what no group of options holds."""
@@ -85,7 +92,12 @@ class LitcamCLI(LightningCLI):
         config = self.config[self.subcommand]
         # The link would replace it without a word.
         self._asked_classes = config.model.get("init_args", {}).get("num_classes")
-        run_folder.prepare(config, self.run_name, self.subcommand or "fit")
+        nothing_left = run_folder.prepare(
+            config, self.run_name, self.subcommand or "fit", self.words
+        )
+        if nothing_left:
+            _say_nothing_is_left(nothing_left, run_folder.run_of(Path(config.ckpt_path)))
+            sys.exit(0)
         if not config.trainer.logger:
             # It refuses to run without a logger.
             config.trainer.callbacks = [
@@ -97,11 +109,12 @@ class LitcamCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: the weights are those the model starts with")
 
     def after_instantiate_classes(self) -> None:
-        """Suits float32 to a GPU, and holds the number of classes asked for against the data's.
+        """Suits checkpoints and float32, and holds the number of classes against the data's.
 
         Raises:
             ValueError: they differ.
         """
+        save_atomically(self.trainer)
         # Not on a CPU, where litcam promises the same bits; Lightning would warn of the default.
         if isinstance(self.trainer.accelerator, CUDAAccelerator):
             torch.set_float32_matmul_precision(self.config[self.subcommand].matmul_precision)
@@ -146,6 +159,7 @@ def run(args: Sequence[str]) -> None:
     _calm_console()
     SaveConfig.folder = None
     LitcamCLI.run_name = name_of_run(args)
+    LitcamCLI.words = run_folder.redact([*args])
     words = ["--help" if arg == "--help-all" else arg for arg in find_configs(args)]
     parser = {"default_config_files": [str(BASE)]}
     try:
@@ -165,13 +179,31 @@ def run(args: Sequence[str]) -> None:
             _say_how_to_go_on(line)
         if isinstance(error, SystemExit) and (reason := trouble_elsewhere(error)):
             end(reason)
+        if code := _code_of_signal(error):
+            sys.exit(code)
         raise
+
+
+def _code_of_signal(error: BaseException) -> int | None:
+    """128 and the signal's number, as shells have it; Lightning exits with 0 and 1."""
+    if isinstance(error, SIGTERMException):
+        return 128 + signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return None
 
 
 @rank_zero_only
 def _say_how_to_go_on(line: str) -> None:
     print(report(SaveConfig.folder or Path()))
     print(line)
+
+
+@rank_zero_only
+def _say_nothing_is_left(line: str, folder: Path) -> None:
+    print(line)
+    if (folder / "metrics.csv").exists():  # a kill may have left it without its report
+        print(report(folder))
 
 
 def _calm_console() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Trainer
 
+from litcam.files import write_whole
+
 FILE = "versions.yaml"
 PACKAGES = (
     "litcam torch torchvision timm lightning torchmetrics grad-cam wandb einops safetensors obstore"
@@ -20,7 +22,7 @@ def keep_versions(trainer: Trainer, folder: Path) -> None:
     found["processes"] = f"{trainer.world_size}, {type(trainer.accelerator).__name__}"
     found["precision"] = str(trainer.precision)
     found["system"] = platform.platform()
-    (folder / FILE).write_text(yaml.safe_dump(found, sort_keys=False))
+    write_whole(folder / FILE, yaml.safe_dump(found, sort_keys=False))
 
 
 def _version(package: str) -> str:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from litcam.files import replacing, write_whole
 from litcam.lightning_modules.sharding import whole_state
 
 __all__ = ["read_facts", "save_encoder", "save_pretrained"]
@@ -35,14 +36,15 @@ def save_encoder(
     file, state = Path(file), whole_state(encoder, keep=write)
     if not write:
         return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
     # Copies: safetensors refuses tensors that share memory.
     tensors = {key: value.detach().cpu().clone() for key, value in state.items()}
     # The format's metadata are strings.
     told = {} if facts is None else {"litcam": json.dumps(facts)}
-    save_file(tensors, partial, metadata={"format": "pt", **told})
-    partial.replace(file)
+    with replacing(file) as partial:
+        try:
+            save_file(tensors, partial, metadata={"format": "pt", **told})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
     return file
 
 
@@ -98,5 +100,5 @@ def save_pretrained(module: Any) -> Path | None:
         "step": trainer.global_step,
         "timm": timm.__version__,
     }
-    (folder / "encoder.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_whole(folder / "encoder.json", json.dumps(facts, indent=2) + "\n")
     return save_encoder(module.encoder, folder / "encoder.safetensors", facts)

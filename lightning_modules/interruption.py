@@ -54,23 +54,32 @@ class BuffersBefore:
 
 
 class LateInterrupt:
-    """Has Ctrl-C wait for a step of the optimiser, which half way through spoils the weights."""
+    """Has Ctrl-C, and the signal of SLURM, wait for a step of the optimiser.
+
+    Half way through it the weights, which both of them have saved, are spoilt.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
-        self._before: Any = None
-        self._asked: list[FrameType | None] = []
+        self._before: dict[int, Any] = {}
+        self._asked: list[tuple[int, FrameType | None]] = []
 
     def begin(self) -> None:
-        """From here on Ctrl-C is only remembered."""
-        handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(handler):
-            self._before, self._asked = handler, []
-            signal.signal(signal.SIGINT, lambda _, frame: self._asked.append(frame))
+        """From here on they are only remembered."""
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return
+        self._asked = []
+        for number in self.SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._before[number] = handler
+                signal.signal(number, lambda *asked: self._asked.append(asked))
 
     def end(self) -> None:
-        """Does what Ctrl-C would have done, if it was pressed."""
-        handler, self._before = self._before, None
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-            if self._asked:
-                handler(signal.SIGINT, self._asked[0])
+        """Does what they would have done, if they came."""
+        before, self._before = self._before, {}
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, frame in self._asked if before else []:
+            before[number](number, frame)

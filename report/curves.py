@@ -1,11 +1,12 @@
 """The curves of a run, out of the `metrics.csv` of Lightning's `CSVLogger`: for the report."""
 
-import csv
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from litcam.files import read_rows
 
 STAGES = ("val", "train", "test")
 MAX_POINTS = 400
@@ -17,17 +18,13 @@ Points = list[tuple[int, int, float]]
 def read_metrics(folder: Path) -> dict[str, Points]:
     """Every number in `metrics.csv`, by name: `(step, epoch, value)`, in order, finite ones."""
     found: dict[str, Points] = {}
-    file = folder / "metrics.csv"
-    if not file.is_file():
-        return found
-    with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            step, epoch = _number(row.get("step")), _number(row.get("epoch"))
-            if step is None:
-                continue
-            for name, text in row.items():
-                if name not in (None, "step", "epoch") and (value := _number(text)) is not None:
-                    found.setdefault(name, []).append((int(step), int(epoch or 0), value))
+    for row in read_rows(folder / "metrics.csv"):
+        step, epoch = _number(row.get("step")), _number(row.get("epoch"))
+        if step is None:
+            continue
+        for name, text in row.items():
+            if name not in ("step", "epoch") and (value := _number(text)) is not None:
+                found.setdefault(name, []).append((int(step), int(epoch or 0), value))
     return {name: sorted(points) for name, points in found.items()}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from litcam.explain.figures import GAP, Picture
+from litcam.files import whole_lines
 from litcam.report.packing import pack_picture
 
 Line = dict[str, Any]
@@ -20,7 +21,7 @@ PHOTO, SMALL = 224, 160
 def read_lines(file: Path) -> list[Line]:
     """The lines of a JSON lines file; one that a kill cut off is left out."""
     found = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for text in whole_lines(file):
         try:
             found.append(json.loads(text))
         except ValueError:
@@ -188,5 +189,5 @@ def _open(file: Path) -> Picture | None:
     """A picture, or None where it is missing or broken: the rest of the report is still made."""
     try:
         return np.asarray(Image.open(file).convert("RGB"))
-    except (OSError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return None

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from litcam.files import write_whole
 from litcam.report.curves import draw_curves, find_facts, read_metrics
 from litcam.report.packing import pack_colours
 from litcam.report.pictures import (
@@ -61,11 +62,8 @@ def write_report(folder: Path, file: Path | None = None, *, explained: Sequence[
         run={**run, "colours": pack_colours()},
     )
     file = file or folder / "report.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Not there until it is whole: a browser may be reloading it.
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(file)
+    write_whole(file, page)
+    return file
 
 
 def _fill(*, title: str, config: str, versions: str, run: dict[str, Any]) -> str:
@@ -88,4 +86,6 @@ def _fill(*, title: str, config: str, versions: str, run: dict[str, Any]) -> str
 
 
 def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else "(not in the run's folder)"
+    if not file.is_file():
+        return "(not in the run's folder)"
+    return file.read_text(encoding="utf-8", errors="replace")

@@ -7,6 +7,7 @@ from PIL import Image
 
 from litcam.callbacks.places.pictures import Views
 from litcam.explain.figures import Picture, sheet
+from litcam.files import append_text
 
 
 def to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
@@ -15,17 +16,14 @@ def to_folder(views: Views, folder: Path, epoch: int, step: int) -> None:
     test = "-test" if next(iter(views), "").startswith("test/") else ""
     place = folder / f"epoch-{epoch:03d}-step-{step:06d}{test}"
     place.mkdir(parents=True, exist_ok=True)
-    with (folder / "images.jsonl").open("a", encoding="utf-8") as lines:
-        for key, images in views.items():
-            view = key.split("/", 2)[-1].replace("/", "-")
-            for image in images:
-                path = place / f"{view}-{image.name}.jpg"
-                Image.fromarray(image.picture).save(path, quality=92)
-                line = {"file": f"{place.name}/{path.name}", "key": key, "epoch": epoch}
-                line |= {"step": step, "caption": image.caption, "tiles": len(image.tiles)}
-                line |= image.facts
-                lines.write(json.dumps(line) + "\n")
-                lines.flush()
+    for key, images in views.items():
+        view = key.split("/", 2)[-1].replace("/", "-")
+        for image in images:
+            path = place / f"{view}-{image.name}.jpg"
+            Image.fromarray(image.picture).save(path, quality=92)
+            line = {"file": f"{place.name}/{path.name}", "key": key, "epoch": epoch}
+            line |= {"step": step, "caption": image.caption, "tiles": len(image.tiles)}
+            append_text(folder / "images.jsonl", json.dumps(line | image.facts) + "\n")
     if picture := draw_sheet(views):
         picture.save(place / "sheet.jpg", quality=92)
 

@@ -1,0 +1,68 @@
+"""A file that takes the place of another one whole, or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["replacing", "write_whole"]
+
+
+@contextmanager
+def replacing(file: str | Path) -> Iterator[Path]:
+    """Yields where to write what is to take the place of `file` once it is whole.
+
+    That is beside it, because only within one file system a file is replaced in an instant, and it
+    is on the disk before it takes the place: after a kill or a power cut there is the old file or
+    the new one. What a kill leaves of the new one, `NAME.partial`, the next attempt writes over.
+
+    Raises:
+        OSError: it cannot be written, and the old one is still there; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder, "notes.txt")) as partial:
+        ...         _ = partial.write_text("all of it")
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['notes.txt']
+    """
+    file = Path(file)
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _to_disk(partial)
+        partial.replace(file)
+        _to_disk(file.parent)
+    except BaseException as error:
+        _forget(partial)
+        if isinstance(error, OSError):
+            reason = f"{error.strerror or error}; {file} stays as it was"
+            raise OSError(error.errno, reason) from error
+        raise
+
+
+def write_whole(file: str | Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: as `replacing` says.
+    """
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+def _to_disk(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _forget(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:  # a folder that is gone or read-only: what went wrong first counts
+        return
