@@ -5,7 +5,6 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-
 MODEL = {"id": "1", "name": "litcam", "entity": {"id": "1", "name": "me"}}
 
 
