@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from litcam.callbacks.each_validation import EachValidation
+from litcam.callbacks.validation.batch import find_index
 
 __all__ = ["Coverage"]
 
@@ -86,14 +87,13 @@ class Coverage(EachValidation):
         self._counts[split] = counts
 
     def _count(self, split: str, batch: Any, loader: Any, *, here: bool) -> None:
-        index = batch.get("index") if isinstance(batch, dict) else None
-        if not isinstance(index, Tensor) or not hasattr(
-            getattr(loader, "dataset", None), "__len__"
-        ):
+        index = find_index(batch)
+        if index is None or not hasattr(getattr(loader, "dataset", None), "__len__"):
             return
         if split not in self._counts:
             self._begin(split, loader, index.device, here=here)
         counts = self._counts[split]
+        index = index.long()
         known = index.where((index >= 0) & (index < len(counts) - 1), len(counts) - 1)
         counts.index_add_(0, known, torch.ones_like(known, dtype=torch.int32))
 

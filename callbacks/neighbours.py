@@ -242,7 +242,11 @@ def _encode(network: nn.Module, images: Tensor) -> Tensor:
         ValueError: the network gives none.
     """
     features = network(images)
-    if not isinstance(features, Tensor) or features.ndim != 2:
+    fits = isinstance(features, Tensor) and features.ndim == 2 and features.shape[1]
+    if not fits or len(features) != len(images):
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"the network gives {got} instead of pooled features (batch, dim)")
+        raise ValueError(
+            f"the network gives {got} for {len(images)} images instead of pooled features "
+            "(batch, dim)"
+        )
     return features.float()

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterable
+from textwrap import shorten
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
@@ -59,4 +60,4 @@ def never_kills(
 
 def describe_failure(error: Exception, then: str = "stops") -> str:
     """The line for an error that ends a callback's work, or only its work in this validation."""
-    return f"{then}, training goes on ({type(error).__name__}: {error})"
+    return f"{then}, training goes on ({shorten(f'{type(error).__name__}: {error}', 300)})"

@@ -54,8 +54,13 @@ def prefer_photos(values: Iterable[Any]) -> Tensor | None:
 
     A mask may stand before its image.
     """
-    found = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
+    found = [value for value in values if are_images(value)]
     return next((value for value in found if value.shape[1] == 3), found[0] if found else None)
+
+
+def are_images(value: Any) -> bool:
+    """Whether it may be images `(batch, channels, height, width)`."""
+    return isinstance(value, Tensor) and value.ndim == 4 and value.layout == torch.strided
 
 
 def find_logits(output: Any) -> Tensor | None:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litcam.explain.networks import prefer_photos
+from litcam.explain.networks import are_images, prefer_photos
 from litcam.explain.scores import what_is
 
 IMAGES = ("image", "images", "pixel_values", "input", "x")
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 LABELS = ("label", "labels", "target", "targets", "y")
 
 
@@ -74,17 +75,17 @@ class Reading:
         Raises:
             ValueError: what the user gave gives something else.
         """
-        index = batch.get("index") if isinstance(batch, Mapping) else None
-        index = index if isinstance(index, Tensor) else None
-        images = self._images(batch)
+        images, index = self._images(batch), find_index(batch)
         size = _size_of(batch) if images is None else len(images)
+        if index is not None and images is not None and len(index) != size:
+            index = None
         return Batch(images, self._candidates(batch), index, size)
 
     def _images(self, batch: Any) -> Tensor | None:
         if self.images_of is None:
             return find_images(batch)
         images = self.images_of(batch)
-        if not _is_images(images):
+        if not are_images(images):
             raise ValueError(f"images must give (batch, channels, h, w), got {what_is(images)}")
         return images
 
@@ -105,11 +106,19 @@ class Reading:
 def find_images(batch: Any) -> Tensor | None:
     """The images `(batch, channels, height, width)` of a batch, of a dict the best-named ones."""
     if isinstance(batch, Tensor):
-        return batch if batch.ndim == 4 else None
+        return batch if are_images(batch) else None
     if isinstance(batch, Mapping):
         named = prefer_photos(batch[name] for name in IMAGES if name in batch)
         return prefer_photos(batch.values()) if named is None else named
     return prefer_photos(batch) if isinstance(batch, Sequence) else None
+
+
+def find_index(batch: Any) -> Tensor | None:
+    """Places in the dataset `(batch,)` that a batch tells; None where they are no whole numbers."""
+    index = batch.get("index") if isinstance(batch, Mapping) else None
+    if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype not in WHOLE:
+        return None
+    return index
 
 
 def find_labels(batch: Any) -> Tensor | None:
@@ -124,7 +133,7 @@ def _find_candidates(batch: Any) -> list[Tensor]:
         found = [batch[name] for name in LABELS if name in batch]
     else:
         found = list(batch[1:]) if isinstance(batch, Sequence) else []
-    return [labels for labels in found if isinstance(labels, Tensor)]
+    return [labels for labels in found if isinstance(labels, Tensor) and _is_plain(labels)]
 
 
 def _size_of(batch: Any) -> int:
@@ -134,6 +143,10 @@ def _size_of(batch: Any) -> int:
         return 0
     values = batch.values() if isinstance(batch, Mapping) else batch
     return next(filter(None, map(_size_of, values)), 0)
+
+
+def _is_plain(labels: Tensor) -> bool:
+    return labels.layout == torch.strided and not labels.is_complex()
 
 
 def _is_wide(labels: Tensor) -> bool:
@@ -151,7 +164,3 @@ def _as_classes(labels: Tensor) -> Tensor | None:
     if labels.is_floating_point() or labels.dtype == torch.bool:
         return labels.long() if bool((labels == labels.bool()).all()) else None
     return labels
-
-
-def _is_images(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4
