@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
+from litcam.commands.weights_size import check_size
 from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
@@ -105,6 +106,7 @@ def load_model(name: str, *, pretrained: bool) -> Model:
         ValueError: If there is no such model, or the file is none of litcam's.
     """
     if _is_file(name):
+        check_size(Path(name), "model")
         stored = read_network(Path(name))
         config = replace(data_config(stored.backbone), **stored.normalisation)
         size = (stored.image_size, stored.image_size) if stored.image_size else None
