@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextCol
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
-from litcam.commands.options import OptionParser, finite
+from litcam.commands.options import OptionParser
 
 INTERRUPTED = 130
 
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dst", nargs="?")
     parser.add_argument("--short_side", type=int)
     parser.add_argument("--num_workers", type=int, default=_num_workers())
-    parser.add_argument("--chunk_mb", type=finite, default=64.0)
+    parser.add_argument("--chunk_mb", type=float, default=64.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip_broken", action="store_true")
     parser.add_argument("--check", metavar="DST")

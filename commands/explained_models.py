@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
 from litcam.commands.other_networks import class_names, find_network
+from litcam.commands.weights_size import check_size
 from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
@@ -107,6 +108,7 @@ def load_model(name: str, *, pretrained: bool) -> Model:
         title, classes, size = _titles(name)[0], other.classes, other.image_size
         return _model(title, other.network, other.config, classes, size=size, trained=True)
     if _is_file(name):
+        check_size(Path(name), "model")
         stored = read_network(Path(name))
         config = replace(data_config(stored.backbone), **stored.normalisation)
         size = (stored.image_size, stored.image_size) if stored.image_size else None

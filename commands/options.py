@@ -1,22 +1,10 @@
 """Options of the commands that are not LightningCLI's, with close matches for misspelt ones."""
 
 import argparse
-import math
 import re
 from typing import Any, NoReturn
 
 from litcam.commands import errors
-
-
-def finite(word: str) -> float:
-    """A number that is one, as a `type` of argparse.
-
-    Raises:
-        ValueError: argparse's own words for it are enough.
-    """
-    if not math.isfinite(number := float(word)):
-        raise ValueError
-    return number
 
 
 class OptionParser(argparse.ArgumentParser):

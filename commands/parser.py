@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from litcam.commands import errors, yaml_text
 from litcam.commands.ranges import check_ranges
+from litcam.commands.weights_size import check_weights
 
 # What jsonargparse says about the types it tried, beside the one that matters.
 NOISE = re.compile(
@@ -36,6 +37,7 @@ class Parser(LightningArgumentParser):
         try:
             config = super().parse_args(*args, **kwargs)
             check_ranges(config)
+            check_weights(config)
             return config
         except (BrokenPipeError, errors.OptionError):
             raise

@@ -58,7 +58,7 @@ def read_facts(file: str | Path) -> dict[str, Any]:
         with safe_open(file, "pt") as opened:
             told = (opened.metadata() or {}).get("litcam", "{}")
         return dict(json.loads(told))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{file} is not a readable safetensors file ({reason})") from None
 

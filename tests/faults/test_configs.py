@@ -92,16 +92,16 @@ def test_hostile_yaml(parser, tell):  # noqa: F811
     for text in [*(text.encode() for text in HOSTILE.values()), *BYTES.values()]:
         Path("mine.yaml").write_bytes(text)
         for run in commands_that_read(parser, "mine.yaml"):
-            start = time.monotonic()
+            start = time.process_time()
             assert outcome(run) != READ, text[:100]
-            slowest, tried = max(slowest, time.monotonic() - start), tried + 1
+            slowest, tried = max(slowest, time.process_time() - start), tried + 1
     # What the command line says itself is YAML too.
     for name, text in HOSTILE.items():
         if len(text) < 100_000 and "\0" not in text:
-            start = time.monotonic()
+            start = time.process_time()
             words = ["fit", "--config", "demo.yaml", "--config", text]
             assert outcome(read_by(parser, words)) != READ, name
-            slowest, tried = max(slowest, time.monotonic() - start), tried + 1
+            slowest, tried = max(slowest, time.process_time() - start), tried + 1
     assert not Path("pwned").exists()
     assert slowest < 1
     tell(
