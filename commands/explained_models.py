@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
 from litcam.commands.other_networks import class_names, find_network
-from litcam.commands.weights_size import check_size
 from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
+from litcam.lightning_modules.weights.size import check_size
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # ImageNet lists its breeds one after the other.

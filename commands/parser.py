@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -14,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from litcam.commands import errors, yaml_text
 from litcam.commands.ranges import check_ranges
-from litcam.commands.weights_size import check_weights
+from litcam.lightning_modules.weights.size import check_size
 
 # What jsonargparse says about the types it tried, beside the one that matters.
 NOISE = re.compile(
@@ -37,7 +38,7 @@ class Parser(LightningArgumentParser):
         try:
             config = super().parse_args(*args, **kwargs)
             check_ranges(config)
-            check_weights(config)
+            _check_weights(config)
             return config
         except (BrokenPipeError, errors.OptionError):
             raise
@@ -133,3 +134,16 @@ def _classes(key: str) -> list[str]:
         if kind.__module__.startswith("litcam.") or key.startswith("trainer"):
             found.add(kind.__name__)
     return sorted(found)
+
+
+def _check_weights(config: Any) -> None:
+    """Refuses weights that unpack into more than they are, before anything starts."""
+    options = config.get(str(config.get("subcommand"))) or {}
+    model = options.get("model") or {}
+    weights = (model.get("init_args") or {}).get("weights")
+    for place, file in (("--ckpt_path", options.get("ckpt_path")), ("--model.weights", weights)):
+        if isinstance(file, str):
+            try:
+                check_size(Path(file), place)
+            except ValueError as error:
+                raise errors.OptionError(str(error)) from None

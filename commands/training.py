@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 # Imported so that configs can name these classes without their path.
 import litcam.callbacks
 import litcam.lightning_modules  # noqa: F401
-from litcam.callbacks.places.redaction import redact
+from litcam.callbacks.places.redaction import redact, redact_words
 from litcam.commands import help_page, run_folder, slurm
 from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
 from litcam.commands.errors import end, trouble_elsewhere
@@ -159,7 +159,7 @@ def run(args: Sequence[str]) -> None:
     _calm_console()
     SaveConfig.folder = None
     LitcamCLI.run_name = name_of_run(args)
-    LitcamCLI.words = run_folder.redact([*args])
+    LitcamCLI.words = redact_words(args)
     words = ["--help" if arg == "--help-all" else arg for arg in find_configs(args)]
     parser = {"default_config_files": [str(BASE)]}
     try:

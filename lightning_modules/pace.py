@@ -35,7 +35,7 @@ class Pace:
         self._seconds += now - self._before
         self._before = now
         self._images += num_images
-        trainer = module.trainer
+        trainer: Any = module.trainer
         # As Lightning counts steps for its loggers.
         if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps:
             return

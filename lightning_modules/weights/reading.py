@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from litcam.lightning_modules.weights.size import check_size
+
 __all__ = ["StateDict", "read_state_dicts"]
 
 # What is loaded of a folder, in this order; an index lists the files of a model in parts.
@@ -91,6 +93,7 @@ def _parts(index: Path) -> list[Path]:
 
 
 def _load(path: Path) -> Any:
+    check_size(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -75,7 +75,7 @@ def explained(file):
 
 
 def fine_tuned(file):
-    return Classifier(BACKBONE, 8, encoder=file)
+    return Classifier(BACKBONE, 8, weights=file)
 
 
 def resumed(made):  # noqa: F811
@@ -142,7 +142,7 @@ def test_fuzzed_weights(files, made, fuzz, tell):  # noqa: F811
     tell(
         "A damaged checkpoint or encoder",
         caused="bytes flipped, lost, doubled or zeroed, mostly in header, pickle and index; given "
-        f"to `litcam explain` ({counts['explained']:,}), to `--model.encoder` "
+        f"to `litcam explain` ({counts['explained']:,}), to `--model.weights` "
         f"({counts['fine_tuned']:,}) and `--ckpt_path` ({counts['ckpt_path']:,})",
         times=times,
         happened=f"{counts['refused']:,} refused in one line, {counts['read']:,} still hold the "
@@ -187,7 +187,7 @@ def test_pickles_that_call_something(files, made, tell):  # noqa: F811
     tell(
         "Weights that hold a program: os.system, eval, imports, torch.hub",
         caused="pickles in the three formats of torch and by the name .safetensors; as a whole, in "
-        "a list, as weights, as an option; to `explain`, `--model.encoder`, `--ckpt_path`",
+        "a list, as weights, as an option; to `explain`, `--model.weights`, `--ckpt_path`",
         times=tried,
         happened="refused in one line; nothing was executed",
     )
@@ -199,7 +199,7 @@ def test_options_in_a_checkpoint_that_name_classes(files, made, tell):  # noqa: 
     cases = [{"_class_path": name} for name in ("pwned.Model", "os.system", 3, ["pwned.Model"])]
     cases += [{"_instantiator": "pwned.Model"}]
     cases += [{name: {"class_path": "pwned.Model"}} for name in (*options, "more")]
-    cases += [{name: call} for name in ("backbone_args", "freeze", "encoder")]
+    cases += [{name: call} for name in ("backbone_args", "freeze", "weights")]
     cases += [{"backbone_args": {"checkpoint_path": "evil.pth"}}, {"backbone": "local-dir:."}]
     Path("evil.pth").write_bytes(pickle.dumps(Call(Path.touch, Path("pwned"))))
     counts = Counter()
@@ -269,7 +269,7 @@ def test_headers_that_lie(files, tell):
     assert not Path("pwned").exists()
     tell(
         "A safetensors file whose header lies: its length, offsets, shapes, what it was made with",
-        caused="to `explain` and `--model.encoder`",
+        caused="to `explain` and `--model.weights`",
         times=tried,
         happened="refused in one line, without memory for what it claims",
     )
@@ -287,14 +287,14 @@ def test_a_file_that_unpacks_into_a_gigabyte(files, made, tell):  # noqa: F811
     fit = ["fit", "--config", "demo.yaml"]
     runs = {
         "explain": lambda: main(["explain", "photo.png", "--models", "bomb.ckpt"]),
-        "encoder": made([*fit, "--model.encoder", "bomb.ckpt"]),
+        "encoder": made([*fit, "--model.weights", "bomb.ckpt"]),
         "ckpt_path": made([*fit, "--ckpt_path", "bomb.ckpt"]),
     }
     for run in runs.values():
         assert outcome(run, seconds=2) != READ
     tell(
         f"A checkpoint of {packed / 1e6:.0f} MB that unpacks into 1 GB",
-        caused="a compressed record in torch's zip; to `explain`, `--model.encoder`, `--ckpt_path`",
+        caused="a compressed record in torch's zip; to `explain`, `--model.weights`, `--ckpt_path`",
         times=len(runs),
         happened="refused in one line before it is unpacked",
     )
