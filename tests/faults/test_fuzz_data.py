@@ -3,15 +3,18 @@
 import copy
 import json
 import math
-import random
 import shutil
+from random import Random
 
 import numpy as np
 import pytest
+import torch
 from apart import outcomes
 from damage import damaged
 from data_sets import pack, read_all, refusal, replace_column, rewrite, samples, write_photos
+from safetensors.torch import save_file
 
+from litcam.commands.explained_files import read_network
 from litcam.datamodules.convert import check, convert
 from litcam.datamodules.convert.inputs import open_source
 from litcam.datamodules.shard_format import COLUMNS, column_file
@@ -89,7 +92,7 @@ def mutate(words, chance):
 
 
 def test_what_a_manifest_may_say(made, fuzz, tell):
-    chance, generator = random.Random(0), np.random.default_rng(0)
+    chance, generator = Random(0), np.random.default_rng(0)
     text = (made / "litcam.json").read_bytes()
     words = json.loads(text)
 
@@ -225,4 +228,24 @@ def test_what_a_tar_may_hold(tmp_path, fuzz, tell):
         *(tell, said, "a tar of images is damaged, or holds nonsense"),
         "bytes flipped, cut, put in, taken out, also in headers under a right checksum; labels "
         "that are no numbers, numbers of 15 and 5,000 digits, JSON of other types",
+    )
+
+
+def test_what_the_facts_of_an_encoder_may_say(tmp_path, fuzz, tell):
+    path, generator, chance = tmp_path / "encoder.safetensors", np.random.default_rng(0), Random(0)
+    save_file({"x": torch.zeros(1)}, path)
+    sound = {"backbone": "resnet10t", "backbone_args": {}, "image_size": 32, "mean": [0, 0, 0]}
+    cases = [json.dumps(value).encode() for value in VALUES]
+    cases += [b"", b"{", b"\xff", b"[" * 100_000, json.dumps(sound).encode()]
+    cases += [json.dumps(mutate(sound, chance)).encode() for _ in range(fuzz // 2)]
+    cases += [damaged(json.dumps(sound).encode(), generator) for _ in range(fuzz // 2)]
+
+    def work(case):
+        path.with_suffix(".json").write_bytes(case)
+        return "refused" if refusal(read_network, path) else "read"
+
+    said = outcomes(work, cases, seconds=SECONDS)
+    tell_of(
+        *(tell, said, "the facts beside an encoder (`encoder.json`) say anything"),
+        "values of every type, no JSON, bytes flipped, cut, put in; weights that are not its own",
     )
