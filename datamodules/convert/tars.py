@@ -21,7 +21,8 @@ __all__ = ["Member", "TarSource", "as_stored", "find_members", "number_classes",
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 NAMES = "classes.txt"
-MOST_CLASSES = 1_000_000  # of no data set; a list of names as long as one wrong number is none
+# One wrong number would otherwise make a list of names that fills the memory.
+MOST_CLASSES = 1_000_000
 LABEL_BYTES = 1 << 20
 
 

@@ -15,7 +15,7 @@ from litcam.datamodules.pixels.png import SIGNATURE, decode_png
 __all__ = ["MAX_PIXELS", "decode"]
 
 # Where PIL refuses too: what ImageFolder reads is read here, and takes half a gigabyte at most, a
-# PNG three times that while it is decoded.
+# PNG several times that while it is decoded.
 MAX_PIXELS = 2 * 89_478_485
 # Of a file that may move: the canvas of all its frames is painted, whatever the first one holds.
 MAX_MOVING_PIXELS = 1 << 25

@@ -12,7 +12,13 @@ from torch import Tensor
 __all__ = ["SIGNATURE", "decode_png"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PALETTE = 3  # the type of colour that needs a PLTE
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a type of colour
+_PALETTE = 3
+# https://www.w3.org/TR/png-3/#8Interlace: first column and row of each pass, and its steps.
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 
 
 def decode_png(data: bytes) -> Tensor:
@@ -41,26 +47,61 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 
 
 def _essence(data: bytes) -> bytes:
-    """The chunks that pixels are made of, each compared with its checksum.
+    """A PNG of the same pixels and nothing else, not compressed, after all of it was checked.
 
-    What else a PNG may hold (text, colour profiles, animations) changes no pixel, and cannot make
-    one unreadable.
+    Text, colour profiles and animations change no pixel, and cannot make one unreadable. Pillow
+    itself compares no checksum, and takes rows that are missing for black ones; what it would need
+    to inflate the pixels is what is needed here.
     """
-    kept, names, at = [SIGNATURE], set[bytes](), len(SIGNATURE)
+    chunks = _chunks(data)
+    header, palette = chunks[b"IHDR"], chunks[b"PLTE"]
+    expected, inflate = _num_bytes(header), zlib.decompressobj()
+    if header[9] == _PALETTE and not palette:
+        raise ValueError("it has no palette")
+    rows = inflate.decompress(chunks[b"IDAT"], expected)
+    if len(rows) < expected:
+        raise ValueError("it ends before its last pixel")
+    inflate.decompress(inflate.unconsumed_tail, 1)  # up to the checksum of all
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows, 0))]
+    if palette:
+        parts.insert(1, (b"PLTE", palette))
+    del rows, chunks
+    return SIGNATURE + b"".join(
+        part
+        for name, body in parts
+        for part in (struct.pack(">I", len(body)), name, body, _checksum(name, body))
+    )
+
+
+def _chunks(data: bytes) -> dict[bytes, bytes]:
+    """The contents of the chunks that pixels are made of, each compared with its checksum."""
+    found: dict[bytes, list[bytes]] = {b"IHDR": [], b"PLTE": [], b"IDAT": []}
+    at, first = len(SIGNATURE), b"IHDR"
     while at < len(data):
         length, name = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
+        body, end = data[at + 8 : at + 8 + length], at + 8 + length
         if name == b"IEND":
             break
-        if name in (b"IHDR", b"PLTE", b"IDAT"):
-            (checksum,) = struct.unpack_from(">I", data, end - 4)
-            if checksum != zlib.crc32(data[at + 4 : end - 4]):
+        if (name == b"IHDR") != (name == first) or (name == b"PLTE" and found[name]):
+            raise ValueError(f"its {name.decode()} is out of place")
+        if name in found:
+            if struct.unpack_from(">4s", data, end)[0] != _checksum(name, body):
                 raise ValueError(f"the checksum of its {name.decode()} differs")
-            if (name == b"IHDR") != (not names) or (name == b"PLTE" and len(names) > 1):
-                raise ValueError(f"its {name.decode()} is out of place")
-            names.add(name)
-            kept.append(data[at:end])
-        at = end
-    if data[25] == _PALETTE and b"PLTE" not in names:
-        raise ValueError("it has no palette")
-    return b"".join(kept)
+            found[name].append(body)
+        at, first = end + 4, b""
+    return {name: b"".join(bodies) for name, bodies in found.items()}
+
+
+def _checksum(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+
+
+def _num_bytes(header: bytes) -> int:
+    """How many bytes the rows of an image have, each with its filter's."""
+    width, height, depth, colour, *_, interlaced = struct.unpack(">IIBBBBB", header)
+    bits, total = depth * _CHANNELS.get(colour, 1), 0
+    for left, top, right, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // right), -((top - height) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total

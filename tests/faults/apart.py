@@ -14,7 +14,7 @@ from pathlib import Path
 
 from litcam.train import main
 
-ROOM = 6 << 30  # of memory: three times what the largest image takes while it is decoded
+ROOM = 6 << 30  # of memory, more than the largest image takes while it is decoded
 
 
 def outcomes(work, inputs, *, seconds):

@@ -109,9 +109,9 @@ def test_names_in_a_manifest(made, serve, monkeypatch, tell):
     assert listing(made) == before
     tell(
         "a manifest names files outside of its folder",
-        caused=f"{len(OUTWARD)} names with `..`, `/`, `\\`, a drive or NUL, {len(ANY) - 22} too "
-        "long, odd or no text, as chunk, file and split; a name twice; in a folder, with "
-        "`--check`, and behind an address",
+        caused=f"{len(OUTWARD)} names with `..`, `/`, `\\`, a drive or NUL, and "
+        f"{len(ANY) - len(OUTWARD)} too long, odd or no text, as chunk, file and split; a name "
+        "twice; in a folder, with `--check`, and behind an address",
         times=tried,
         happened="refused in a line that names it; no file outside of the cache was touched",
     )
