@@ -79,6 +79,7 @@ def test_fit(forking, root, whole, tmp_path, tell):
         assert not [row for row in missing if "val/" in row], kinds
         assert not Counter(rows(folder)) - Counter(rows(whole)), kinds
         lost += missing.total()
+        assert len(list(run_in(folder).rglob("*.partial"))) <= 1
         assert "</html>" in (run_in(folder) / "report.html").read_text()
     kills = sum(count for phase, count in where.items() if phase)
     assert kills >= 18

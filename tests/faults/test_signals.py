@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import yaml
 from test_resume import diary
 from tiny_runs import LAST, fit, load, rows, run_in, same_training
 
@@ -81,6 +82,8 @@ def test_a_requeued_job(forking, root, whole, tmp_path, tell, cluster):
         assert asked.read_text().split() == ["requeue", "4711"]
         asked.unlink()
         assert not list(folder.glob("*.ckpt"))
+        config = yaml.safe_load((run_in(folder) / "config.yaml").read_text())
+        assert config["trainer"]["default_root_dir"] is None
         environment["SLURM_RESTART_COUNT"] = str(times)
     # Another experiment in the same folder, in another job, begins at its own beginning.
     other = forking.run(fit(root), folder, **{**cluster, "SLURM_JOB_ID": "4712"})
