@@ -52,7 +52,6 @@ def test_sigterm_and_ctrl_c(forking, root, whole, tmp_path, tell):
         times=sum(len(places) for _, _, places in stops),
         happened="a checkpoint of that step, the line to go on, exit code 143 and 130; gone on "
         "with, bitwise the run that was not stopped",
-        lost="nothing",
     )
 
 
@@ -107,7 +106,6 @@ def test_a_requeued_job(forking, root, whole, tmp_path, tell, cluster):
         times=times,
         happened="the same command goes on in its own run's folder, bitwise; the other experiment "
         "begins at its beginning",
-        lost="nothing",
     )
 
 
@@ -129,5 +127,4 @@ def test_runs_that_start_at_once(forking, root, whole, tmp_path, tell):
         caused=f"{at_once} started at once in one folder",
         times=rounds,
         happened="each takes a folder of its own; equal seeds, equal numbers",
-        lost="nothing",
     )
