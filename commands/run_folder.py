@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from litcam.callbacks import CSVLogger
 from litcam.callbacks.places.redaction import redact_words
@@ -46,7 +46,7 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
         ValueError: it is damaged, or holds weights only.
     """
     table = _find_logger(config.trainer.logger, "CSVLogger")
-    if table is not None and table.class_path.startswith("lightning."):
+    if table is not None and table.class_path.startswith(("lightning.", "pytorch_lightning.")):
         table.class_path = "litcam.callbacks.CSVLogger"  # whose table a stop does not take away
     save_dir, experiment = "runs", None
     if table is not None:
@@ -61,11 +61,8 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
     if subcommand != "fit":
         table.name += f"/{subcommand}"
         return ""
-    own = config.trainer.default_root_dir is None
-    if own:  # here Lightning looks for SLURM's checkpoints, and a fresh run is to find none
-        config.trainer.default_root_dir = str(place)
     if checkpoint is not None and (folder := run_of(checkpoint)).parent == place.absolute():
-        _go_on_in(place / folder.name, config, table, own=own)
+        _go_on_in(place / folder.name, config, table)
     return ""
 
 
@@ -123,18 +120,31 @@ def run_of(checkpoint: Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def _go_on_in(folder: Path, config: Any, table: Any, *, own: bool) -> None:
+def _go_on_in(folder: Path, config: Any, table: Any) -> None:
     table.version = folder.name
-    if own:
-        config.trainer.default_root_dir = str(folder)
+    _clear(folder)
     wandb = _find_logger(config.trainer.logger, "Wandb")
     if wandb is not None and (folder / WANDB_ID).exists():
         wandb.init_args.id = (folder / WANDB_ID).read_text().strip()
     rank_zero_info(f"Goes on from {config.ckpt_path}")
 
 
+@rank_zero_only
+def _clear(folder: Path) -> None:
+    """Removes what a kill left of files that were not whole."""
+    for partial in (*folder.glob("*.partial"), *folder.glob("checkpoints/*.partial")):
+        partial.unlink(missing_ok=True)
+
+
+def keep_apart(trainer: Trainer) -> None:
+    """Has Lightning look for SLURM's checkpoints where another run's are not; before a training."""
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            trainer._default_root_dir = logger.root_dir  # type: ignore[attr-defined]
+
+
 def settle(trainer: Trainer, folder: Path) -> None:
-    """Has Lightning keep SLURM's checkpoints in a run's folder, once it is known."""
+    """Has Lightning write SLURM's checkpoints into the run's folder, once that is known."""
     if Path(trainer.default_root_dir).absolute() == folder.absolute().parent:
         trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]
 

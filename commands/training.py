@@ -115,6 +115,8 @@ class LitcamCLI(LightningCLI):
             ValueError: they differ.
         """
         save_atomically(self.trainer)
+        if self.config[self.subcommand].trainer.default_root_dir is None:
+            run_folder.keep_apart(self.trainer)
         # Not on a CPU, where litcam promises the same bits; Lightning would warn of the default.
         if isinstance(self.trainer.accelerator, CUDAAccelerator):
             torch.set_float32_matmul_precision(self.config[self.subcommand].matmul_precision)
@@ -188,7 +190,8 @@ def _code_of_signal(error: BaseException) -> int | None:
     """128 and the signal's number, as shells have it; Lightning exits with 0 and 1."""
     if isinstance(error, SIGTERMException):
         return 128 + signal.SIGTERM
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+    by_hand = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(by_hand, KeyboardInterrupt):
         return 128 + signal.SIGINT
     return None
 

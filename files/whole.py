@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["replacing", "write_whole"]
@@ -34,13 +34,15 @@ def replacing(file: str | Path) -> Iterator[Path]:
         yield partial
         _to_disk(partial)
         partial.replace(file)
-        _to_disk(file.parent)
     except BaseException as error:
-        _forget(partial)
+        with suppress(OSError):  # what went wrong first counts
+            partial.unlink()
         if isinstance(error, OSError):
             reason = f"{error.strerror or error}; {file} stays as it was"
             raise OSError(error.errno, reason) from error
         raise
+    with suppress(OSError):  # some network file systems have no such call for folders
+        _to_disk(file.parent)
 
 
 def write_whole(file: str | Path, text: str) -> None:
@@ -59,10 +61,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def _forget(partial: Path) -> None:
-    try:
-        partial.unlink(missing_ok=True)
-    except OSError:  # a folder that is gone or read-only: what went wrong first counts
-        return

@@ -72,7 +72,6 @@ def test_a_full_disk(forking, root, whole, small_disk, tell):
         times=len(spaces),
         happened="one line; checkpoints, table, configuration and report are the old ones, whole; "
         "gone on with, bitwise the run that had room",
-        lost="nothing",
     )
 
 
@@ -134,7 +133,6 @@ def test_a_resume_with_a_torn_table(forking, root, whole, tmp_path, tell):
         caused="half a row, zeros or noise at the end",
         times=len(ends),
         happened="weights and every row as without",
-        lost="nothing",
     )
 
 
@@ -154,5 +152,4 @@ def test_going_on_with_a_finished_run(forking, root, whole, tmp_path, tell):
         caused="the same command again",
         times=2,
         happened="one line says that nothing is left to train",
-        lost="nothing",
     )

@@ -33,7 +33,7 @@ WITHIN = {"validation": 0.05, "checkpoint": 0.01, "metrics": 0.002, "report": 0.
 def kill(child, seen, kind, chance, seconds):
     """Kills a process in a phase, or within some seconds; in which phase it died, if it did."""
     if kind == "any":
-        _pause(child, chance.uniform(0, seconds))
+        _pause(child, chance.uniform(0, 0.8 * seconds))
     else:
         number = 8 + PHASES.index(kind)
         times = 1 if kind == "report" else chance.randint(1, 3)
@@ -79,9 +79,10 @@ def test_fit(forking, root, whole, tmp_path, tell):
         assert not [row for row in missing if "val/" in row], kinds
         assert not Counter(rows(folder)) - Counter(rows(whole)), kinds
         lost += missing.total()
+        assert len(list(run_in(folder).rglob("*.partial"))) <= 1
         assert "</html>" in (run_in(folder) / "report.html").read_text()
     kills = sum(count for phase, count in where.items() if phase)
-    assert kills >= 18
+    assert kills >= 16  # a start that was faster than the first may end before
     assert {"validation", "checkpoint", "training", "report"} <= {*where}
     tell(
         "a training killed twice in a row",
@@ -94,19 +95,24 @@ def test_fit(forking, root, whole, tmp_path, tell):
     )
 
 
+def timed(forking, words, folder):
+    """Runs it to its end; in how many seconds."""
+    began = time.monotonic()
+    done = forking.run(words, folder)
+    assert done.code == 0, done.said
+    return time.monotonic() - began
+
+
 @pytest.mark.timeout(400)
 def test_explain(forking, root, whole, tmp_path, tell):
     chance, photo = random.Random(SEED), root / "val/cat/0.jpg"
     checkpoint = run_in(whole) / "checkpoints/last.ckpt"
     words = ["explain", str(photo), "--models", str(checkpoint), "--methods", "gradcam", "eigencam"]
     words += ["--device", "cpu", "--out", "out"]
-    began = time.monotonic()
-    done = forking.run(words, tmp_path / "whole")
-    seconds = time.monotonic() - began
-    assert done.code == 0, done.said
+    seconds = timed(forking, words, tmp_path / "whole")
     expected = files(tmp_path / "whole/out")
-    died, left = 0, Counter()
-    for number in range(10):
+    died = partial = 0
+    for number in range(20):
         folder = tmp_path / str(number)
         for _ in range(2):
             child = forking.start(words, folder)
@@ -114,56 +120,53 @@ def test_explain(forking, root, whole, tmp_path, tell):
             child.kill()
             died += child.wait() == -9
             found = files(folder / "out")
-            partial = {name for name in found if name.endswith(".partial")}
-            left["partial"] += len(partial)
-            assert all(found[name] == expected[name] for name in found.keys() - partial)
-        assert forking.run(words, folder).code == 0
-        found = files(folder / "out")
-        assert {name: found[name] for name in found if not name.endswith(".partial")} == expected
-    assert died >= 18
+            partial += len(found.keys() - expected.keys())
+            assert all(found[name] == expected[name] for name in found.keys() & expected.keys())
+            assert all(name.endswith(".partial") for name in found.keys() - expected.keys())
+        seconds = min(seconds, timed(forking, words, folder))
+        assert expected.items() <= files(folder / "out").items()
+        if died >= 20:
+            break
+    assert died >= 20
     tell(
         "`litcam explain` killed twice in a row",
-        caused=f"SIGKILL at seeded random moments, {left['partial']} half way through a file",
+        caused=f"SIGKILL at seeded random moments, {partial} of them half way through a file",
         times=died,
         happened="every file is whole or not there, and the next start writes the same bytes",
-        lost="nothing",
     )
 
 
 @pytest.mark.timeout(400)
 def test_report(forking, whole, tmp_path, tell):
-    chance, seconds = random.Random(SEED), []
-    run = tmp_path / "run"
+    chance, run = random.Random(SEED), tmp_path / "run"
     shutil.copytree(run_in(whole), run)
-    for _ in range(2):
-        began = time.monotonic()
-        assert forking.run(["report", "run"], tmp_path).code == 0
-        seconds.append(time.monotonic() - began)
-    expected = (run / "report.html").read_bytes()
+    words, page = ["report", "run"], run / "report.html"
+    seconds = timed(forking, words, tmp_path)
+    expected = page.read_bytes()
     where, file = Counter(), tmp_path / "marks"
     seen = marks(file)
-    for number in range(10):
+    for number in range(20):
         old = b"the report before" if number % 2 else None
-        (run / "report.html").unlink()
+        page.unlink()
         if old:
-            (run / "report.html").write_bytes(old)
+            page.write_bytes(old)
         for _ in range(2):
-            child = forking.start(["report", "run"], tmp_path, marks=file)
-            _pause(child, chance.uniform(0, min(seconds)))
+            child = forking.start(words, tmp_path, marks=file)
+            _pause(child, chance.uniform(0, seconds))
             child.kill()
             if child.wait() == -9:
                 where[PHASES[seen[0]]] += 1
-            found = (run / "report.html").read_bytes() if (run / "report.html").exists() else None
-            assert found in (old, expected)
-        assert forking.run(["report", "run"], tmp_path).code == 0
-        assert (run / "report.html").read_bytes() == expected
-    assert where.total() >= 18 and where["report"]
+            assert (page.read_bytes() if page.exists() else None) in (old, expected)
+        seconds = min(seconds, timed(forking, words, tmp_path))
+        assert page.read_bytes() == expected
+        if where.total() >= 20:
+            break
+    assert where.total() >= 20 and where["report"]
     tell(
         "`litcam report` killed twice in a row",
         caused=f"SIGKILL at seeded random moments ({told(where)})",
         times=where.total(),
         happened="the old page or the new one, whole; the next start writes the same bytes",
-        lost="nothing",
     )
 
 

@@ -61,7 +61,6 @@ def test_kills_while_a_checkpoint_is_replaced(forking, tmp_path, tell, elsewhere
         "of them half way through a file",
         times=times,
         happened="the checkpoint before or the new one, whole",
-        lost="nothing",
     )
 
 
@@ -95,7 +94,6 @@ def test_kills_in_the_validation_after_a_checkpoint_of_steps(forking, root, whol
         "`every_n_train_steps` divides the epoch of 6 steps",
         times=sum(times for _, times in kinds),
         happened="that validation is made up for, once; as many steps as without, weights bitwise",
-        lost="nothing",
     )
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import yaml
 from test_resume import diary
 from tiny_runs import LAST, fit, load, rows, run_in, same_training
 
@@ -51,7 +52,6 @@ def test_sigterm_and_ctrl_c(forking, root, whole, tmp_path, tell):
         times=sum(len(places) for _, _, places in stops),
         happened="a checkpoint of that step, the line to go on, exit code 143 and 130; gone on "
         "with, bitwise the run that was not stopped",
-        lost="nothing",
     )
 
 
@@ -81,6 +81,8 @@ def test_a_requeued_job(forking, root, whole, tmp_path, tell, cluster):
         assert asked.read_text().split() == ["requeue", "4711"]
         asked.unlink()
         assert not list(folder.glob("*.ckpt"))
+        config = yaml.safe_load((run_in(folder) / "config.yaml").read_text())
+        assert config["trainer"]["default_root_dir"] is None
         environment["SLURM_RESTART_COUNT"] = str(times)
     # Another experiment in the same folder, in another job, begins at its own beginning.
     other = forking.run(fit(root), folder, **{**cluster, "SLURM_JOB_ID": "4712"})
@@ -104,7 +106,6 @@ def test_a_requeued_job(forking, root, whole, tmp_path, tell, cluster):
         times=times,
         happened="the same command goes on in its own run's folder, bitwise; the other experiment "
         "begins at its beginning",
-        lost="nothing",
     )
 
 
@@ -126,5 +127,4 @@ def test_runs_that_start_at_once(forking, root, whole, tmp_path, tell):
         caused=f"{at_once} started at once in one folder",
         times=rounds,
         happened="each takes a folder of its own; equal seeds, equal numbers",
-        lost="nothing",
     )
