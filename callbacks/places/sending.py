@@ -93,7 +93,7 @@ class Places:
         """Sends an alert to W&B."""
         for logger in trainer.loggers:
             with self.alone(type(logger).__name__, {"alarms": 1}):
-                client = getattr(logger, "experiment", None)
+                client: Any = getattr(logger, "experiment", None)
                 if _library(client) == "wandb":
                     client.alert(title, text, level="WARN")
 
