@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from textwrap import shorten
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from litcam.callbacks.places.redaction import redact_text
+
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
 # What a callback does after an error, until the next validation.
@@ -60,4 +62,5 @@ def never_kills(
 
 def describe_failure(error: Exception, then: str = "stops") -> str:
     """The line for an error that ends a callback's work, or only its work in this validation."""
-    return f"{then}, training goes on ({shorten(f'{type(error).__name__}: {error}', 300)})"
+    why = shorten(f"{type(error).__name__}: {redact_text(str(error))}", 300)
+    return f"{then}, training goes on ({why})"

@@ -31,8 +31,7 @@ def redact(tree: Any, name: str = "") -> Any:
     if isinstance(tree, list | tuple):
         return [redact(value, name) for value in tree]
     if isinstance(tree, str | os.PathLike) and str(tree):
-        secret = _is_secret(name) and not PLAIN.fullmatch(str(tree))
-        return REMOVED if secret else redact_text(str(tree))
+        return REMOVED if _is_secret(name) else redact_text(str(tree))
     return tree
 
 
@@ -67,14 +66,18 @@ def _redact_words(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         option, equals, value = word.partition("=")
         if not word.startswith("-"):
-            yield redact(word, name)
+            yield _redact_value(word, name)
             name = ""
         elif equals:
-            yield f"{option}={redact(value, _last_part(option))}"
+            yield f"{option}={_redact_value(value, _last_part(option))}"
             name = ""
         else:
             yield redact_text(word)
             name = _last_part(option)
+
+
+def _redact_value(word: str, name: str) -> str:
+    return word if PLAIN.fullmatch(word) else str(redact(word, name))
 
 
 def _last_part(option: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import urllib.error
@@ -20,10 +21,6 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from requests.utils import get_netrc_auth
-from wandb.sdk.lib.module import unset_globals
-from wandb.sdk.lib.noop_run import NoopRun
-from wandb.sdk.lib.runid import generate_id
-from wandb.sdk.mailbox import MailboxClosedError
 
 from litcam.callbacks.places.redaction import redact, redact_text, redact_words
 
@@ -131,7 +128,7 @@ class WandbLogger(loggers.WandbLogger):
                 )
             self._missed += 1
             # Nothing listens any more: W&B's own process is gone.
-            if isinstance(error, ConnectionError | MailboxClosedError):
+            if isinstance(error, ConnectionError):
                 self._restart(error)
 
     # How a run starts.
@@ -166,17 +163,22 @@ class WandbLogger(loggers.WandbLogger):
     def _restart(self, error: Exception) -> None:
         """Goes on in the same W&B run with a new process of W&B's."""
         gone, self._restarts = self.experiment, self._restarts + 1
-        for forget in (gone.finish, wandb.teardown, unset_globals):
-            with suppress(Exception):  # they would tell the process that is gone
+        for forget in (gone.finish, wandb.teardown):
+            with suppress(Exception, SystemExit):  # they would tell the process that is gone
                 forget()
+        wandb.run = None
         if self._restarts > RESTARTS:
             self._do_without(error)
         else:
             self._wandb_init["id"], self._experiment = gone.id, None
-            self.experiment.config.update(dict(gone.config), allow_val_change=True)
+            with self._beside_training():
+                self.experiment.config.update(dict(gone.config), allow_val_change=True)
 
     def _do_without(self, error: Exception) -> None:
-        settings = wandb.Settings(mode="disabled", run_id=self._id or generate_id())
+        # Not `wandb.init(mode="disabled")`, which reads the settings that may be wrong.
+        from wandb.sdk.lib.noop_run import NoopRun
+
+        settings = wandb.Settings(mode="disabled", run_id=self._id or secrets.token_hex(4))
         self._experiment = NoopRun(settings, {})
         log.warning(f"W&B is left out of this run, which goes on ({_describe(error)})")
 
@@ -189,18 +191,15 @@ def _without_keys() -> Iterator[None]:
     """W&B reads the command line now, and its process keeps the environment that it finds."""
     words, sys.argv = sys.argv, redact_words(sys.argv)
     # It records all of these, also the token of SLURM's REST interface.
-    names = [name for name in os.environ if name.startswith("SLURM_")]
-    keys = {name: os.environ.pop(name) for name in names if _is_key(name)}
+    recorded = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    keys = {name: value for name, value in recorded.items() if redact(value, name) != value}
+    for name in keys:
+        del os.environ[name]
     try:
         yield
     finally:
         sys.argv = words
         os.environ.update(keys)
-
-
-def _is_key(name: str) -> bool:
-    value = os.environ[name]
-    return bool(redact(value, name) != value)
 
 
 def _describe(error: Exception) -> str:
@@ -231,14 +230,9 @@ def _clean_remote(settings: wandb.Settings) -> dict[str, str]:
         return {}
     remote = _ask_git("remote", "get-url", settings.git_remote)
     clean = redact_text(remote)
-    return (
-        {}
-        if clean == remote
-        else {
-            "git_remote_url": clean,
-            "git_commit": _ask_git("rev-parse", "HEAD"),
-        }
-    )
+    if clean == remote:
+        return {}
+    return {"git_remote_url": clean, "git_commit": _ask_git("rev-parse", "HEAD")}
 
 
 def _ask_git(*words: str) -> str:

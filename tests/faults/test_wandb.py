@@ -20,6 +20,7 @@ from wandb_files import read_history
 from wandb_server import Server, wrong_answers
 
 from litcam.callbacks import GradCAM, WandbLogger
+from litcam.callbacks.places.wandb_logger import RESTARTS
 from litcam.report.writing import write_report
 
 pytestmark = pytest.mark.timeout(120)
@@ -149,10 +150,11 @@ def test_no_url(whole_run, warned, monkeypatch):
 
 def kill_core():
     """Ends W&B's own process: a child of this one."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    ).stdout
-    (pid,) = [int(line.split()[0]) for line in found.splitlines() if "wandb-core" in line]
+    command = ["ps", "-o", "pid=,stat=,comm=", "--ppid", str(os.getpid())]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # One that was killed before stays as a zombie.
+    cores = [line.split() for line in found.splitlines() if line.endswith("wandb-core")]
+    (pid,) = [int(number) for number, state, _ in cores if not state.startswith("Z")]
     os.kill(pid, signal.SIGKILL)
 
 
@@ -182,6 +184,20 @@ def test_core_killed(whole_run, warned, tmp_path):
     assert "misses pictures in WandbLogger and tries the next" in pictures
     assert "W&B misses a row, training goes on (Connection" in row
     assert "up to 8 pictures" in missed and "at least 1" in at_end
+
+
+def test_core_killed_again_and_again(said, warned):
+    logger = WandbLogger(offline=True)
+    for number in range(RESTARTS + 1):
+        logger.log_metrics({"loss": 1.0}, step=number)
+        kill_core()
+        while len(warned) == 0 or logger._restarts == number:
+            logger.log_metrics({"loss": 1.0}, step=number)
+    logger.log_metrics({"loss": 1.0}, step=9)
+    logger.finalize("success")
+    assert sum("W&B runs offline" in line for line in said) == RESTARTS + 1
+    *_, left_out, at_end = warned
+    assert "W&B is left out of this run" in left_out and "other loggers have them" in at_end
 
 
 def test_full_folder(whole_run, warned, tmp_path):
