@@ -109,7 +109,8 @@ def _refused_options(chain: list[BaseException]) -> str | None:
     if not all(name.startswith("litcam.") or _is_library(file) for name, _, file in inside):
         return None
     first = chain[-1]
-    while first.__context__ is not None:  # jsonargparse stumbles over errors without a message
+    # It stumbles over errors without a message.
+    while first.__context__ is not None and _raised_in(first).startswith("jsonargparse"):
         first = first.__context__
     told = f"{type(first).__name__} in {_raised_in(first)}"
     return f"these options do not work: {str(first) or 'no reason given'} ({told})"

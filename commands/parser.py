@@ -33,10 +33,16 @@ set_loader("yaml", yaml_text.load, (yaml.YAMLError,))
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with short messages."""
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         """Reads the words of the command line, and ends the program where they make no sense."""
+        for word in args or ():
+            if not word.isascii() and word != word.encode(errors="ignore").decode():
+                raise errors.OptionError(
+                    f"{word!r} is no text in UTF-8, as the config of a run has to be; rename the "
+                    "file, or make a link to it"
+                )
         try:
-            config = super().parse_args(*args, **kwargs)
+            config = super().parse_args(args, *others, **kwargs)
             check_ranges(config)
             _check_weights(config)
             return config

@@ -181,3 +181,15 @@ def test_a_misspelt_file_is_one_line(tmp_path, monkeypatch, capsys):
     assert line.count("\n") == 1
     assert "'finetune_resnet43.yaml' does not exist" in line
     assert "finetune_resnet34.yaml" in line
+
+
+def test_a_folder_named_by_its_options(resolve, tmp_path):
+    """As sweeps name them."""
+    folder = tmp_path / "lr=1,epochs=7"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("trainer: {max_epochs: 7}")
+    for words in (
+        ["--config", "lr=1,epochs=7/config.yaml"],
+        ["--config=lr=1,epochs=7/config.yaml"],
+    ):
+        assert resolve("demo.yaml", *words)["trainer"]["max_epochs"] == 7
