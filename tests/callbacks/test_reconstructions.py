@@ -166,7 +166,11 @@ class Witness(Callback):
     def keep(self, trainer, module, *args):
         grads = [p.grad for p in module.parameters()]
         numbers = np.random.get_state()[1].tolist()  # noqa: NPY002
-        metrics = {k: v for k, v in trainer.callback_metrics.items() if "knn" not in k and "per_second" not in k}
+        metrics = {
+            k: v
+            for k, v in trainer.callback_metrics.items()
+            if "knn" not in k and "per_second" not in k
+        }
         modes = [part.training for part in module.modules()]
         random_state = torch.get_rng_state(), numbers, random.getstate()
         state = module.state_dict(), grads, metrics, trainer.optimizers[0].state_dict()
