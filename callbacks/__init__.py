@@ -4,13 +4,13 @@ from litcam.callbacks.coverage import Coverage
 from litcam.callbacks.end_together import EndTogether
 from litcam.callbacks.grad_cam import GradCAM
 from litcam.callbacks.neighbours import Neighbours
-from litcam.callbacks.places.csv_logger import CSVLogger
+from litcam.callbacks.places.csv_logger import SafeCSVLogger
 from litcam.callbacks.places.sending import add_place
 from litcam.callbacks.places.wandb_logger import WandbLogger
 from litcam.callbacks.reconstructions import Reconstructions
 
 __all__ = [
-    "CSVLogger",
+    "SafeCSVLogger",
     "Coverage",
     "EndTogether",
     "GradCAM",

@@ -41,6 +41,7 @@ class Parser(LightningArgumentParser):
                     f"{word!r} is no text in UTF-8, as the config of a run has to be; rename the "
                     "file, or make a link to it"
                 )
+        self._words = [str(word) for word in args or ()]
         try:
             config = super().parse_args(args, *others, **kwargs)
             check_ranges(config)
@@ -52,17 +53,22 @@ class Parser(LightningArgumentParser):
             self.error(f"the options cannot be read ({type(error).__name__}: {error})", error)
 
     def parse_object(self, obj: Any, namespace: Any = None, **kwargs: Any) -> Any:
-        """Takes over a checkpoint's options, as LightningCLI asks, but not its choice of a class.
+        """Takes over a checkpoint's options, as LightningCLI asks, but for those of the command line.
 
-        Else a file of weights could have any module imported.
+        Nor its choice of a class: else a file of weights could have any module imported.
         """
-        if namespace and (command := namespace.get("subcommand")):
-            stored = obj[command]["model"].get("class_path")
-            asked = namespace[command].model.class_path
-            if stored not in (None, asked):
-                raise errors.OptionError(
-                    f"--ckpt_path is of {stored!r}, and --model is {asked}; give one of those"
-                )
+        if not namespace or not (command := namespace.get("subcommand")):
+            return super().parse_object(obj, namespace, **kwargs)
+        stored, asked = obj[command]["model"], namespace[command].model
+        if stored.get("class_path") not in (None, asked.class_path):
+            raise errors.OptionError(
+                f"--ckpt_path is of {stored['class_path']!r}, and --model is {asked.class_path}; "
+                "give one of those"
+            )
+        options = stored.get("dict_kwargs", stored)
+        for word in self._words:
+            if given := re.match(r"--model\.(?:init_args\.)?(\w+)", word):
+                options.pop(given[1], None)
         return super().parse_object(obj, namespace, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

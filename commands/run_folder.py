@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from litcam.callbacks import CSVLogger
+from litcam.callbacks import SafeCSVLogger
 from litcam.callbacks.places.redaction import redact_words
 from litcam.commands import slurm
 from litcam.lightning_modules.atomic_checkpoints import newest_readable, read_checkpoint
@@ -47,7 +47,7 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
     """
     table = _find_logger(config.trainer.logger, "CSVLogger")
     if table is not None and table.class_path.startswith(("lightning.", "pytorch_lightning.")):
-        table.class_path = "litcam.callbacks.CSVLogger"  # whose table a stop does not take away
+        table.class_path = "litcam.callbacks.SafeCSVLogger"  # whose table a stop does not take away
     save_dir, experiment = "runs", None
     if table is not None:
         table = table.init_args
@@ -139,7 +139,7 @@ def _clear(folder: Path) -> None:
 def keep_apart(trainer: Trainer) -> None:
     """Has Lightning look for SLURM's checkpoints where another run's are not; before a training."""
     for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
+        if isinstance(logger, SafeCSVLogger):
             trainer._default_root_dir = logger.root_dir  # type: ignore[attr-defined]
 
 
@@ -152,7 +152,7 @@ def settle(trainer: Trainer, folder: Path) -> None:
 def restore_metrics(trainer: Trainer) -> None:
     """Keeps the metrics up to the checkpoint; later steps are about to be done again."""
     for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+        if isinstance(logger, SafeCSVLogger) and trainer.is_global_zero:
             logger.go_on(trainer.global_step)
 
 

@@ -19,7 +19,7 @@ from litcam.files import append_text, read_rows, write_whole
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
 
-class CSVLogger(loggers.CSVLogger):
+class SafeCSVLogger(loggers.CSVLogger):
     """Logs to `metrics.csv` in a folder that it takes for itself.
 
     Lightning (2.6.6) deletes the table of a folder that it finds, writes it anew in place where a
@@ -75,7 +75,7 @@ class CSVLogger(loggers.CSVLogger):
             yield
         except OSError as error:
             if not self._warned:
-                log.warning(f"CSVLogger keeps its rows in memory: {error}")
+                log.warning(f"SafeCSVLogger keeps its rows in memory: {error}")
             self._warned = True
 
     def _get_next_version(self) -> int:

@@ -157,6 +157,19 @@ def test_a_checkpoint_does_not_choose_the_class(refuse):
     assert not Path("pwned").exists()
 
 
+def test_the_command_line_wins_over_a_checkpoints_options(monkeypatch):
+    """LightningCLI lets a checkpoint's win, without a word."""
+    stored = {"_class_path": "litcam.lightning_modules.Classifier", "lr": 0.004, "drop_rate": 0.3}
+    torch.save({"state_dict": {}, "hyper_parameters": stored}, "old.ckpt")
+    made = []
+    monkeypatch.setattr(training.LitcamCLI, "instantiate_classes", lambda cli: made.append(cli))
+    monkeypatch.setattr(training.LitcamCLI, "_run_subcommand", lambda *args: None)
+    for option in (["--model.lr", "0.5"], ["--model.init_args.lr=0.5"], []):
+        main(["fit", "--config", "finetune_resnet34.yaml", *option, "--ckpt_path", "old.ckpt"])
+        options = made[-1].config.fit.model.init_args
+        assert (options.lr, options.drop_rate) == (0.5 if option else 0.004, 0.3)
+
+
 def test_a_single_logger(photos, capsys):
     logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
     main([*FIT, "--data.root", "photos", *logger, "--trainer.limit_train_batches=1"])
