@@ -3,6 +3,7 @@
 That one is `python forked.py`: it reads a request a line and answers in a line.
 """
 
+import atexit
 import contextlib
 import importlib
 import itertools
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,7 +144,19 @@ def _become(request):
 
         phases.watch(Path(request["marks"]))
     module, _, name = request["call"].partition(":")
-    getattr(importlib.import_module(module), name)(request["words"])
+    code = 1
+    try:
+        getattr(importlib.import_module(module), name)(request["words"])
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    # All but the taking apart of what was imported, which takes longer than a tiny training.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
