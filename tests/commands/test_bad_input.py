@@ -94,6 +94,7 @@ def refuse(photos, capsys):
         (["--data.root", "photos", "--trainer.accumulate_grad_batches", "0"], ["at least 1"]),
         (["--data.root", "photos", "photos"], ["'photos' is no option"]),
         (["--data.root", "ph\udcfftos"], ["'ph\\udcfftos' is no text in UTF-8", "rename"]),
+        (["--trainer.logger+", "/dev/zero"], ["/dev/zero is a pipe or a device"]),
         (["--config", ""], ["--config is empty"]),
         (["--config", "photos"], ["config photos is no ordinary file"]),
         (["--config", "{trainer: {max_epochs: 1, max_epochs: 2}}"], ["'max_epochs' stands twice"]),
