@@ -1,5 +1,6 @@
 """The parser of `litcam fit` and its like: what it cannot read, it says in one line."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Iterable
@@ -36,11 +37,7 @@ class Parser(LightningArgumentParser):
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         """Reads the words of the command line, and ends the program where they make no sense."""
         for word in args or ():
-            if not word.isascii() and word != word.encode(errors="ignore").decode():
-                raise errors.OptionError(
-                    f"{word!r} is no text in UTF-8, as the config of a run has to be; rename the "
-                    "file, or make a link to it"
-                )
+            check_word(word)
         self._words = [str(word) for word in args or ()]
         try:
             config = super().parse_args(args, *others, **kwargs)
@@ -82,6 +79,23 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         raise errors.OptionError(shorten(message, parser._option_string_actions)) from None
+
+
+def check_word(word: str) -> None:
+    """Refuses what jsonargparse stumbles over or waits for: it reads files for many an option.
+
+    Raises:
+        OptionError: the word is no text, or names a pipe or a device.
+    """
+    if not word.isascii() and word != word.encode(errors="ignore").decode():
+        raise errors.OptionError(
+            f"{word!r} is no text in UTF-8, as the config of a run has to be; rename the file, or "
+            "make a link to it"
+        )
+    path = Path(word.partition("=")[2] if word.startswith("-") else word)
+    with contextlib.suppress(OSError):  # a name that is too long
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise errors.OptionError(f"{path} is a pipe or a device; give a file")
 
 
 def shorten(message: str, options: Iterable[str]) -> str:

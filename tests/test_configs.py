@@ -94,7 +94,8 @@ def test_float32_is_multiplied_in_tf32_on_a_gpu_alone(resolve, accelerator):
     assert resolve("finetune_resnet34.yaml")["matmul_precision"] == "high"
     config = {"fit": SimpleNamespace(matmul_precision="high")}
     # No GPU here: Lightning's word for one, and torch's setting.
-    trainer = SimpleNamespace(accelerator=accelerator)
+    strategy = SimpleNamespace(checkpoint_io=None)
+    trainer = SimpleNamespace(accelerator=accelerator, strategy=strategy)
     names = {"model": torch.nn.Identity(), "datamodule": None, "_asked_classes": None}
     before = torch.get_float32_matmul_precision()
     try:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from litcam.commands import training
 from litcam.datamodules.order import as_images
 from litcam.train import main
 
@@ -94,6 +95,7 @@ def refuse(photos, capsys):
         (["--data.root", "photos", "--trainer.accumulate_grad_batches", "0"], ["at least 1"]),
         (["--data.root", "photos", "photos"], ["'photos' is no option"]),
         (["--data.root", "ph\udcfftos"], ["'ph\\udcfftos' is no text in UTF-8", "rename"]),
+        (["--trainer.logger+", "/dev/zero"], ["/dev/zero is a pipe or a device"]),
         (["--config", ""], ["--config is empty"]),
         (["--config", "photos"], ["config photos is no ordinary file"]),
         (["--config", "{trainer: {max_epochs: 1, max_epochs: 2}}"], ["'max_epochs' stands twice"]),

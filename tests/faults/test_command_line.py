@@ -146,6 +146,21 @@ def test_fuzzed_words(parser, fuzz, tell, tmp_path, monkeypatch):  # noqa: F811
     )
 
 
+def test_a_pipe_for_any_option(parser, tell):  # noqa: F811
+    """Found by the words below: whoever opens a pipe waits for somebody to write."""
+    os.mkfifo("pipe")
+    found = options_of("fit", parser)
+    for option in found:
+        for words in ([option, "pipe"], [f"{option}=pipe"]):
+            assert outcome(read_by(parser, ["fit", "--config", "demo.yaml", *words])) != READ
+    tell(
+        "A pipe as the value of an option",
+        caused="each option of `litcam fit`, as two words and as one",
+        times=2 * len(found),
+        happened="one line and exit code 2 (some waited for ever)",
+    )
+
+
 def test_a_report_does_not_take_the_place_of_a_device(tell):
     make_files()
     for out in ("zero", "pipe", "run"):
