@@ -10,12 +10,12 @@ from litcam.callbacks.places.wandb_logger import WandbLogger
 from litcam.callbacks.reconstructions import Reconstructions
 
 __all__ = [
-    "SafeCSVLogger",
     "Coverage",
     "EndTogether",
     "GradCAM",
     "Neighbours",
     "Reconstructions",
+    "SafeCSVLogger",
     "WandbLogger",
     "add_place",
 ]

@@ -50,7 +50,7 @@ class Parser(LightningArgumentParser):
             self.error(f"the options cannot be read ({type(error).__name__}: {error})", error)
 
     def parse_object(self, obj: Any, namespace: Any = None, **kwargs: Any) -> Any:
-        """Takes over a checkpoint's options, as LightningCLI asks, but for those of the command line.
+        """Takes over a checkpoint's options, but for those that the command line gives.
 
         Nor its choice of a class: else a file of weights could have any module imported.
         """

@@ -103,7 +103,7 @@ def _look_into(file: Path, config: Any, subcommand: str) -> str:
     if "loops" not in found or "optimizer_states" not in found:
         raise ValueError(
             f"checkpoint {file} holds weights only, and a training cannot go on from it; to begin "
-            f"one with its weights: --model.encoder {file}"
+            f"one with its weights: --model.weights {file}"
         )
     trainer, current = config.trainer, found["loops"]["fit_loop"]["epoch_progress"]["current"]
     limits = {"max_epochs": current["processed"], "max_steps": found["global_step"]}

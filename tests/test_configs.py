@@ -92,7 +92,8 @@ def test_the_recipe_for_gpus(trainer):
 @pytest.mark.parametrize("accelerator", [CUDAAccelerator(), CPUAccelerator()])
 def test_float32_is_multiplied_in_tf32_on_a_gpu_alone(resolve, accelerator):
     assert resolve("finetune_resnet34.yaml")["matmul_precision"] == "high"
-    config = {"fit": SimpleNamespace(matmul_precision="high")}
+    folder = SimpleNamespace(default_root_dir="runs")
+    config = {"fit": SimpleNamespace(matmul_precision="high", trainer=folder)}
     # No GPU here: Lightning's word for one, and torch's setting.
     strategy = SimpleNamespace(checkpoint_io=None)
     trainer = SimpleNamespace(accelerator=accelerator, strategy=strategy)

@@ -164,11 +164,20 @@ def test_the_command_line_wins_over_a_checkpoints_options(monkeypatch):
     stored = {"_class_path": "litcam.lightning_modules.Classifier", "lr": 0.004, "drop_rate": 0.3}
     torch.save({"state_dict": {}, "hyper_parameters": stored}, "old.ckpt")
     made = []
-    monkeypatch.setattr(training.LitcamCLI, "instantiate_classes", lambda cli: made.append(cli))
-    monkeypatch.setattr(training.LitcamCLI, "_run_subcommand", lambda *args: None)
+
+    class Stop(BaseException):
+        pass
+
+    def stop(cli):
+        made.append(cli)
+        raise Stop
+
+    monkeypatch.setattr(training.LitcamCLI, "instantiate_classes", stop)
+    words = ["validate", "--config", "finetune_resnet34.yaml", "--data.root", "photos"]
     for option in (["--model.lr", "0.5"], ["--model.init_args.lr=0.5"], []):
-        main(["fit", "--config", "finetune_resnet34.yaml", *option, "--ckpt_path", "old.ckpt"])
-        options = made[-1].config.fit.model.init_args
+        with pytest.raises(Stop):
+            main([*words, *option, "--ckpt_path", "old.ckpt"])
+        options = made[-1].config.validate.model.init_args
         assert (options.lr, options.drop_rate) == (0.5 if option else 0.004, 0.3)
 
 
