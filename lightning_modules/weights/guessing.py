@@ -21,7 +21,7 @@ MARKS = {
     "features.0.weight": "vgg",
     "features.conv0.weight": "densenet",
 }
-SECONDS = 15.0  # that a refusal may take to be helpful
+SECONDS = 3.0  # that a refusal may take to be helpful
 
 
 def guess_architecture(tensors: Mapping[str, Tensor], heads: tuple[str, ...], asked: str) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from litcam.lightning_modules import MAE, Classifier
-from litcam.lightning_modules.weights import load_weights, read_state_dicts
+from litcam.lightning_modules.weights import guessing, load_weights, read_state_dicts
 
 TINY = {"img_size": 32, "patch_size": 8, "depth": 2}
 VIT = "vit_tiny_patch16_224"
@@ -196,7 +196,10 @@ def test_widths_that_differ_are_no_twins(tmp_path):
     ("made", "asked"), [("resnet18", "resnet34"), ("deit_tiny_patch16_224", "resnet18"),
                     ("vit_small_patch16_224", "vit_tiny_patch16_224"), ("regnety_002", "vgg11")]
 )  # fmt: skip
-def test_another_networks_weights_are_refused_with_the_network_they_fit(made, asked, tmp_path):
+def test_another_networks_weights_are_refused_with_the_network_they_fit(
+    made, asked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(guessing, "SECONDS", 120)
     torch.save(
         timm.create_model(made, num_classes=3).state_dict(), file := tmp_path / "weights.pth"
     )
