@@ -1,6 +1,6 @@
 """Faults that are caused for real; each test tells the page what it saw.
 
-    pytest -m faults --fuzz 10000 --soak 300 --reliability_page docs/reliability.md
+    pytest -m faults --fuzz=10000 --soak=300 --reliability_page=docs/reliability.md
 
 The page's table is made of what the tests tell, so that no figure on it is typed.
 """
