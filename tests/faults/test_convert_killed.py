@@ -45,14 +45,15 @@ def small_disk(tmp_path):
 def test_killed_again_and_again(photos, tmp_path, tell):
     options = {"chunk_bytes": 10_000, "say": lambda line: None}
     started = time.monotonic()
-    convert(photos, tmp_path / "whole", **options)
+    child, _ = begin(lambda: convert(photos, tmp_path / "whole", **options))
+    assert end(child) == 0
     seconds, whole = time.monotonic() - started, listing(tmp_path / "whole")
     chance, killed, chunks = random.Random(0), 0, 0
     for _ in range(ROUNDS):
         left = KILLS
         while left:
             child, said = begin(lambda: convert(photos, tmp_path / "out", **options))
-            time.sleep(chance.uniform(0, seconds / 4))
+            time.sleep(chance.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
             if (code := end(child)) == -signal.SIGKILL:
                 left -= 1

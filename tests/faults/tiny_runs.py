@@ -69,13 +69,14 @@ def same_training(one, other):
 def rows(folder):
     """The rows of a run's table, in an order of their own.
 
-    But for two numbers that are of one process's memory: the mean training loss of an epoch, which
-    after a stop is that of its rest, and how far maps drifted since the validation before.
+    But for numbers that are of one process's memory or clock: the mean training loss of an epoch,
+    which after a stop is that of its rest, how far maps drifted since the validation before, and
+    images a second.
     """
     found = read_rows(run_in(folder) / "metrics.csv")
     for row in found:
-        row.pop("train/loss", None)
-        row.pop("val/gradcam/drift", None)
+        for name in ("train/loss", "train/images_per_second", "val/gradcam/drift"):
+            row.pop(name, None)
     return sorted(json.dumps(row, sort_keys=True) for row in found)
 
 
