@@ -73,7 +73,12 @@ def rows(folder):
     which after a stop is that of its rest, how far maps drifted since the validation before, and
     images a second.
     """
-    found = read_rows(run_in(folder) / "metrics.csv")
+    return rows_of(run_in(folder))
+
+
+def rows_of(run):
+    """The same, of the folder of a run itself."""
+    found = read_rows(run / "metrics.csv")
     for row in found:
         for name in ("train/loss", "train/images_per_second", "val/gradcam/drift"):
             row.pop(name, None)
