@@ -13,6 +13,7 @@ from PIL import Image
 from litcam.commands.explained_models import Model
 from litcam.explain.comparison import Cell
 from litcam.explain.figures import Picture, overlay, sheet
+from litcam.files import replacing
 
 # A figure of a whole folder would be too tall for any viewer, and for the memory.
 MAX_ROWS = 100
@@ -164,16 +165,9 @@ def _facts(model: Model, cell: Cell) -> dict[str, Any]:
 
 
 def _write(file: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """A file, whole or not at all."""
-    unfinished = file.with_name(f"{file.name}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as opened:
-                write(opened)
-            unfinished.replace(file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(file) as partial, partial.open("wb") as opened:
+            write(opened)
     except OSError as error:
-        reason = error.strerror or error
+        reason = getattr(error.__cause__, "strerror", None) or error.strerror or error
         raise ValueError(f"{file} cannot be written ({reason}); choose another --out") from None

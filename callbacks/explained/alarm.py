@@ -15,6 +15,7 @@ from torch import Tensor
 from litcam.callbacks.places.pictures import current_step
 from litcam.callbacks.places.sending import FOLDER, Places
 from litcam.explain.metrics.image_mean import ImageMean
+from litcam.files import append_text
 
 log = logging.getLogger("lightning.pytorch.callbacks.litcam")
 
@@ -180,6 +181,5 @@ def raise_alarms(
         line = {"epoch": trainer.current_epoch, "step": current_step(trainer), **asdict(alarm)}
         with places.alone(FOLDER, {"alarms": 1}):
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "alarms.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(line) + "\n")
+            append_text(folder / "alarms.jsonl", json.dumps(line) + "\n")
         places.alert(trainer, f"GradCAM: {alarm.title}", alarm.text)
