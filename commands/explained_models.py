@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from litcam.commands.explain_options import tell_apart
 from litcam.commands.explained_files import read_network
-from litcam.commands.other_networks import class_names, find_network
+from litcam.commands.other_networks import class_names, find_network, split_name
 from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
@@ -132,8 +132,8 @@ def _is_file(name: str) -> bool:
 
 def _titles(name: str) -> list[str]:
     """What to call a model, from short to long."""
-    architecture, equals, file = name.partition("=")
-    if equals:
+    architecture, file = split_name(name)
+    if architecture:
         return [architecture, f"{architecture}, {Path(file).stem}", name]
     if not _is_file(name):
         return [name]

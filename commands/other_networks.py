@@ -19,7 +19,7 @@ from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone
 from litcam.lightning_modules.weights import load_weights
 
-__all__ = ["Network", "class_names", "find_network"]
+__all__ = ["Network", "class_names", "find_network", "split_name"]
 
 SOURCES = ("hf-hub:", "local-dir:")  # timm's own names for where weights are
 
@@ -53,8 +53,8 @@ def find_network(name: str) -> Network | None:
         OSError: If there is no such file.
         ValueError: If it cannot be made, in one line.
     """
-    architecture, equals, file = name.partition("=")
-    if equals:
+    architecture, file = split_name(name)
+    if architecture:
         return _of_timm(architecture, file)
     if Path(name).is_dir():
         return _of_folder(Path(name))
@@ -64,6 +64,12 @@ def find_network(name: str) -> Network | None:
     if ":" in name and not Path(name).exists():
         return _of_function(name)
     return None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Parts ``NAME=FILE``; the name is empty where it is none, as of ``best-epoch=003.ckpt``."""
+    architecture, equals, file = name.partition("=")
+    return (architecture, file) if equals and not Path(name).exists() else ("", name)
 
 
 def class_names(network: nn.Module) -> list[str]:

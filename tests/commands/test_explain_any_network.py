@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from litcam.commands.explained_models import load_model
+from litcam.lightning_modules import Classifier
 from litcam.train import main
 
 OWN = """
@@ -79,6 +80,15 @@ def test_ones_own_function(capsys):
     Path("nets_of_mine.py").write_text(OWN)
     _, record = explain("nets_of_mine:small", capsys=capsys)
     assert record[0]["class_name"].startswith("class ")
+
+
+def test_a_checkpoint_with_an_equals_sign_is_a_file(capsys):
+    """As ModelCheckpoint calls the best one."""
+    module = Classifier("resnet10t", 3)
+    stored = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(stored, "best-epoch=003.ckpt")
+    _, record = explain("best-epoch=003.ckpt", capsys=capsys)
+    assert record[0]["model"] == "best-epoch=003"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_what_fit_wrote_can_be_explained(capsys):
     explain(encoder, pretrained, trained, "--methods", "eigencam", "gradcam", "--classes", "true",
             "predicted")  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if "gradcam explain a class" in line]) == 2
+    assert len([line for line in lines if "gradcam explain a class" in line]) == 2, lines
     found = record()
     assert [at["class_name"] for at in found[:2]] == ["no class", "no class"]
     # The checkpoint and the file beside it are the same network.
