@@ -111,7 +111,8 @@ class Counts(Callback):
 
     def on_train_epoch_end(self, trainer, module):
         if trainer.is_global_zero:
-            counts = {k: float(v) for k, v in trainer.callback_metrics.items() if "images" in k}
+            found = trainer.callback_metrics.items()
+            counts = {k: float(v) for k, v in found if "images" in k and "per_second" not in k}
             with (self.folder / "counts.jsonl").open("a") as file:
                 file.write(json.dumps([trainer.current_epoch, counts]) + "\n")
 
