@@ -53,7 +53,11 @@ def fit(train, val, **kwargs):
         for data in (train, val)
     ]
     trainer.fit(Module(), *loaders)
-    return {name: int(n) for name, n in trainer.callback_metrics.items() if "images" in name}
+    return {
+        name: int(n)
+        for name, n in trainer.callback_metrics.items()
+        if "/images_" in name and "per_second" not in name
+    }
 
 
 def counts(split, unique, repeated, missing):
