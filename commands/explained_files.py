@@ -105,9 +105,9 @@ def _make_encoder(path: Path, facts: dict[str, Any]) -> Stored:
 def _read_weights(path: Path) -> dict[str, Any]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damage comes as anything from EOFError to KeyError
+        if isinstance(error, OSError) and error.filename:  # it cannot be opened
+            raise
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             reason = f"it holds {code[1]}, which may run code when it is loaded"

@@ -100,11 +100,11 @@ def _load(path: Path) -> Any:
         # Plain options, as timm's and the MAE authors' files hold them, run no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=None)
-    except OSError:
-        raise
     except SafetensorError as error:
         reason = str(error).strip().partition("\n")[0]
     except Exception as error:  # damage comes as anything from EOFError to KeyError
+        if isinstance(error, OSError) and error.filename:  # it cannot be opened
+            raise
         code = re.search(r"GLOBAL (\S+)", str(error))
         reason = "it is damaged, or no file of torch"
         if code:

@@ -27,6 +27,7 @@ def places(tree, above=()):
 
 
 def misspelt(word, rng):
+    word = str(word)  # YAML's null may be a name
     at = rng.randrange(len(word) + 1)
     return rng.choice([word[:at] + word[at + 1 :], word[:at] + word[at - 1 : at] + word[at:],
                        word[:at] + rng.choice("aé.- :\n0") + word[at:], word.upper()])  # fmt: skip
