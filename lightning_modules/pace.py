@@ -51,7 +51,8 @@ class Pace:
 
 
 def _log(module: pl.LightningModule, name: str, value: Tensor) -> None:
-    module.log(name, value, on_step=True, on_epoch=False, prog_bar=True, batch_size=1)
+    on_bar = name == "train/loss_step"  # which tells batches a second by itself
+    module.log(name, value, on_step=True, on_epoch=False, prog_bar=on_bar, batch_size=1)
 
 
 def _mark(device: torch.device) -> Any:
