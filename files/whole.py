@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing", "write_whole"]
+__all__ = ["replacing", "sync", "write_whole"]
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def replacing(file: str | Path) -> Iterator[Path]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        _to_disk(partial)
+        sync(partial)
         partial.replace(file)
     except BaseException as error:
         with suppress(OSError):  # what went wrong first counts
@@ -42,7 +42,7 @@ def replacing(file: str | Path) -> Iterator[Path]:
             raise OSError(error.errno, reason) from error
         raise
     with suppress(OSError):  # some network file systems have no such call for folders
-        _to_disk(file.parent)
+        sync(file.parent)
 
 
 def write_whole(file: str | Path, text: str) -> None:
@@ -55,7 +55,8 @@ def write_whole(file: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
-def _to_disk(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or a folder's list of files is on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from torchvision.transforms import v2
 from litcam.datamodules.convert.inputs import Source
 from litcam.datamodules.convert.litdata import Item, write_items
 from litcam.datamodules.pixels.decode import decode
+from litcam.files import sync
 
 __all__ = [
     "Chunk",
@@ -24,7 +24,6 @@ __all__ = [
     "read_written",
     "replace_text",
     "stored",
-    "sync",
     "write_chunk",
 ]
 
@@ -179,15 +178,6 @@ def read_written(chunk: Chunk, root: Path, *, skip_broken: bool) -> Written | No
     size = file.stat().st_size if file.exists() else 0
     fits = written.fingerprint == chunk.fingerprint and written.num_bytes == size
     return written if fits and (skip_broken or not written.broken) else None
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or a folder's list of files is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from litcam.datamodules.convert.chunks import Chunk, Written, fingerprint, replace_text, sync
+from litcam.datamodules.convert.chunks import Chunk, Written, fingerprint, replace_text
 from litcam.datamodules.convert.inputs import Source
 from litcam.datamodules.convert.litdata import index_of
 from litcam.datamodules.files import read_whole
@@ -25,6 +25,7 @@ from litcam.datamodules.shard_format import (
     parse_manifest,
 )
 from litcam.datamodules.sources.keys import ENCODING
+from litcam.files import sync
 
 __all__ = ["MANIFEST", "check", "read_manifest", "write_manifest", "write_split"]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litcam.datamodules.convert.chunks import UNFINISHED, replace_text, sync
+from litcam.datamodules.convert.chunks import UNFINISHED, replace_text
 from litcam.datamodules.convert.inputs import Source, open_source
 from litcam.datamodules.convert.manifest import (
     expected_files,
@@ -20,6 +20,7 @@ from litcam.datamodules.convert.manifest import (
 from litcam.datamodules.convert.plan import PLAN, Plan, make_plan
 from litcam.datamodules.convert.workers import Settings, write_chunks
 from litcam.datamodules.shard_format import MANIFEST
+from litcam.files import sync
 
 __all__ = ["CHUNK_BYTES", "convert"]
 

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -90,7 +90,7 @@ def load_weights(model: nn.Module, source: str | Path, *, head_of_file: bool = F
     candidates = read_state_dicts(source)
     if head_of_file:
         _take_number_of_classes(model, candidates[0])
-    fits = [_fit_by_name(model, each, source) for each in candidates]
+    fits = [_fit_by_name(model, each) for each in candidates]
     best = min(fits, key=lambda fit: fit.badness)  # of equals the first
     if not best.fits:
         ordered = (_fit_by_order(model, each, source) for each in candidates)
@@ -112,9 +112,8 @@ def load_weights(model: nn.Module, source: str | Path, *, head_of_file: bool = F
 
 
 def _take_number_of_classes(model: Any, given: StateDict) -> None:
-    tensors = rename_torchvision(clean_state_dict(given.tensors))
     own = model.state_dict()
-    prefix = _find_prefix(own, tensors)
+    tensors, prefix = _in_timms_names(own, given)
     weights = [f"{prefix}{name}.weight" for name in classifier_names(model)]
     found = next((tensors[key] for key in weights if key in tensors), None)
     if found is None and not prefix and not own.keys() & tensors.keys():  # names of its own
@@ -124,10 +123,9 @@ def _take_number_of_classes(model: Any, given: StateDict) -> None:
         model.reset_classifier(num_classes)
 
 
-def _fit_by_name(model: nn.Module, given: StateDict, source: str | Path) -> Fit:
+def _fit_by_name(model: nn.Module, given: StateDict) -> Fit:
     own = model.state_dict()
-    cleaned = rename_torchvision(clean_state_dict(given.tensors))
-    prefix = _find_prefix(own, cleaned)
+    cleaned, prefix = _in_timms_names(own, given)
     tensors = {k[len(prefix) :]: v for k, v in cleaned.items() if k.startswith(prefix)}
     left = len(cleaned) - len(tensors)
     beside = {key for key in tensors if key.startswith(BESIDE) and key not in own}
@@ -170,6 +168,12 @@ def _fit_by_name(model: nn.Module, given: StateDict, source: str | Path) -> Fit:
 
 def _is_counter(key: str) -> bool:
     return key.endswith("num_batches_tracked")
+
+
+def _in_timms_names(own: dict[str, Tensor], given: StateDict) -> tuple[dict[str, Tensor], str]:
+    """The tensors, and what still stands before their names."""
+    tensors = rename_torchvision(clean_state_dict(given.tensors))
+    return tensors, _find_prefix(own, tensors)
 
 
 def _find_prefix(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
@@ -222,14 +226,16 @@ def _same_kind(ours: str, theirs: str) -> bool:
     return mine == other or (mine not in kinds and other not in kinds)
 
 
-def _whole(model: Any, tensors: dict[str, Tensor], theirs: list[tuple[str, Tensor]]) -> nn.Module:
+def _whole(
+    model: nn.Module, tensors: dict[str, Tensor], theirs: list[tuple[str, Tensor]]
+) -> nn.Module:
     """A copy of the model with all weights of the file, its head as well."""
-    made = copy.deepcopy(model)
+    made: Any = copy.deepcopy(model)
     made.reset_classifier(len(theirs[-1][1]))
     names = [name for name in made.state_dict() if not name.endswith(NO_WEIGHTS)]
     head = {name: value for name, (_, value) in zip(names, theirs, strict=True)}
     made.load_state_dict({**head, **tensors}, strict=False)
-    return nn.Sequential(made)
+    return cast(nn.Module, made)
 
 
 def _resample(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
