@@ -1,6 +1,5 @@
 """Masked autoencoding of any timm ViT, Swin or CNN."""
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torchmetrics.regression import R2Score
 from litcam.lightning_modules import optim
 from litcam.lightning_modules.arguments import check_arguments
 from litcam.lightning_modules.checkpoints import save_pretrained
-from litcam.lightning_modules.decoders import Decoder, choose_size, count_flops
+from litcam.lightning_modules.decoders import create_decoder
 from litcam.lightning_modules.encoders import (
     check_cells,
     create_encoder,
@@ -117,7 +116,17 @@ class MAE(GuardedSteps):
             set_sincos_positions(self.encoder, self.grid)
         self.hiding = hiding(self.encoder, self.grid)
         freeze_unreached(self.encoder, self._encode_on_meta)
-        self.decoder = self._create_decoder(decoder_dim, decoder_depth)
+        encoder_on_meta = on_meta(self.encoder)
+        self.decoder, self.decoder_share = create_decoder(
+            lambda: self._encode_on_meta(encoder_on_meta),
+            self.grid,
+            self.cell_size,
+            mask_ratio,
+            dim=decoder_dim,
+            depth=decoder_depth,
+            num_prefix_tokens=getattr(self.encoder, "num_prefix_tokens", 0),
+            shows_hidden=self.hiding.shows_hidden,
+        )
         # Metrics, not self.log's own mean; see Classifier.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -197,12 +206,9 @@ class MAE(GuardedSteps):
         """Say what is hidden, and which share of the compute the decoder takes."""
         super().on_fit_start()
         hidden = self.num_cells - int(self.num_cells * (1 - self.hparams["mask_ratio"]))
-        shape = (
-            f"{self.decoder.depth} blocks of {self.decoder.dim}" if self.decoder.depth else "linear"
-        )
         rank_zero_info(
             f"MAE hides {hidden} of {self.num_cells} cells of {self.cell_size}x{self.cell_size} "
-            f"pixels; decoder ({shape}): {self.decoder_share:.0%} of the compute"
+            f"pixels; decoder ({self.decoder.describe()}): {self.decoder_share:.0%} of the compute"
         )
 
     def on_train_epoch_end(self) -> None:
@@ -267,33 +273,6 @@ class MAE(GuardedSteps):
         )
         tokens: Tensor = on_meta(self.hiding)(encoder, images, *ids)
         return tokens
-
-    def _create_decoder(self, dim: int | None, depth: int | None) -> Decoder:
-        """Make the decoder, by default one that suits the encoder; see `choose_size`."""
-        encoder = on_meta(self.encoder)
-        tokens: list[Tensor] = []
-        encoder_flops = count_flops(lambda: tokens.append(self._encode_on_meta(encoder).detach()))
-        ids = choose_cells(tokens[0].new_zeros(2, self.num_cells), self.hparams["mask_ratio"])
-        create = partial(
-            Decoder,
-            tokens[0].shape[2],
-            self.grid,
-            self.cell_size,
-            num_prefix_tokens=getattr(self.encoder, "num_prefix_tokens", 0),
-            shows_hidden=self.hiding.shows_hidden,
-        )
-
-        def cost(dim: int, depth: int) -> int:
-            with torch.device("meta"):
-                decoder = create(dim=dim, depth=depth)
-            return count_flops(lambda: decoder(tokens[0], *ids))
-
-        if depth is None and dim is None and self.hiding.shows_hidden:
-            depth = 0
-        dim, depth = choose_size(dim, depth, 2 / 3 * encoder_flops, cost)
-        flops = cost(dim, depth)
-        self.decoder_share = flops / (flops + encoder_flops)
-        return create(dim=dim, depth=depth)
 
 
 def _images(batch: Batch) -> Tensor:

@@ -1,19 +1,12 @@
-"""Decoders from the encoder's tokens to the pixels of hidden cells."""
-
-from collections.abc import Callable
-from typing import Any
+"""The decoder of MAE and, at depth 0, of SimMIM: from tokens to the pixels of hidden cells."""
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from litcam.lightning_modules.masking import gather_cells
 
-__all__ = ["Decoder", "choose_size", "count_flops", "sincos_positions"]
-
-# Width and depth. The last one is the MAE paper's, for a ViT-L.
-SIZES = ((64, 1), (64, 2), (128, 2), (128, 4), (256, 2), (256, 4), (384, 4), (512, 4), (512, 8))
+__all__ = ["Decoder", "sincos_positions"]
 
 
 class Decoder(nn.Module):
@@ -66,6 +59,10 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim if depth else embed_dim, cell_size**2 * 3)
         self.apply(_init)
 
+    def describe(self) -> str:
+        """Say its size, for the line at the start of a run."""
+        return f"{self.depth} blocks of {self.dim}" if self.depth else "linear"
+
     def forward(self, tokens: Tensor, ids_keep: Tensor, ids_hidden: Tensor) -> Tensor:
         """Map tokens, as `Hiding` orders them, to pixels (batch, num_hidden, cell_size² * 3)."""
         tokens = self.embed(tokens)
@@ -101,30 +98,3 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     across = by_column.repeat(grid[0], 1)
     down = by_row.repeat_interleave(grid[1], dim=0)
     return torch.cat([across, down], dim=1).float()
-
-
-def count_flops(run: Callable[[], Any]) -> int:
-    """Count the floating-point operations of matrix products and convolutions in a call."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def choose_size(
-    dim: int | None, depth: int | None, limit: float, cost: Callable[[int, int], float]
-) -> tuple[int, int]:
-    """Fill in the width and depth of a decoder that were not given.
-
-    They are those of the largest of `SIZES` whose cost is within a limit, at least of the smallest.
-
-    >>> choose_size(None, None, 700, lambda dim, depth: dim * depth)
-    (256, 2)
-    >>> choose_size(512, None, 700, lambda dim, depth: dim * depth)
-    (512, 2)
-    """
-    if depth == 0:
-        return dim or SIZES[0][0], 0
-    if dim is None or depth is None:
-        largest = next((size for size in reversed(SIZES) if cost(*size) <= limit), SIZES[0])
-        dim, depth = dim or largest[0], depth or largest[1]
-    return dim, depth

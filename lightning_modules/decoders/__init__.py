@@ -1,0 +1,6 @@
+"""From what an encoder sees of an image to the pixels it did not see."""
+
+from litcam.lightning_modules.decoders.choosing import choose_size, count_flops, create_decoder
+from litcam.lightning_modules.decoders.transformer import Decoder, sincos_positions
+
+__all__ = ["Decoder", "choose_size", "count_flops", "create_decoder", "sincos_positions"]
