@@ -28,14 +28,16 @@ class Stored:
         backbone: timm's name.
         image_size: Side of the images it was trained on, in pixels, where the file tells.
         classes: Names, where the file tells.
-        normalisation: Mean and std of its images, where the file tells.
+        data_config: Of mean, std, crop_pct and interpolation of its images what the file tells.
+        backbone_args: Further arguments of ``timm.create_model``.
     """
 
     network: nn.Module
     backbone: str
     image_size: int | None = None
     classes: Sequence[str] = ()
-    normalisation: dict[str, Any] = field(default_factory=dict)
+    data_config: dict[str, Any] = field(default_factory=dict)
+    backbone_args: dict[str, Any] = field(default_factory=dict)
 
 
 def read_network(path: Path) -> Stored:
@@ -54,15 +56,21 @@ def read_network(path: Path) -> Stored:
     options = {k: v for k, v in stored["hyper_parameters"].items() if not k.startswith("_")}
     try:
         if any(key.startswith("encoder.") for key in stored["state_dict"]):
-            return _make_encoder(path, options)
+            return _make_encoder(path, {**options, **_read_data_config(stored.get("data_config"))})
         # Not compiled: that takes a minute, and a photo milliseconds.
         made = {**options, "pretrained": False, "weights": "", "compile": False}
         module = Classifier(**made)
         module.load_state_dict(stored["state_dict"])
     except Exception as error:  # options of another program may break anything
         raise ValueError(_refuse(path, _first_line(error))) from None
-    backbone, classes = options.get("backbone", "resnet34"), stored.get("class_names") or ()
-    return Stored(module.eval().backbone, backbone, stored.get("image_size"), classes)
+    return Stored(
+        module.eval().backbone,
+        options.get("backbone", "resnet34"),
+        stored.get("image_size"),
+        stored.get("class_names") or (),
+        _read_data_config(stored.get("data_config")),
+        options.get("backbone_args") or {},
+    )
 
 
 def _read_encoder(path: Path) -> Stored:
@@ -96,10 +104,17 @@ def _make_encoder(path: Path, facts: dict[str, Any]) -> Stored:
     size = facts.get("image_size")
     encoder, size = create_encoder(backbone, size, pretrained=False, options=options)
     load_weights(encoder, path)
-    normalisation: dict[str, Any] = {
-        name: tuple(facts[name]) for name in ("mean", "std") if name in facts
-    }
-    return Stored(encoder.eval(), backbone, size, (), normalisation)
+    return Stored(encoder.eval(), backbone, size, (), _read_data_config(facts), options)
+
+
+def _read_data_config(facts: Any) -> dict[str, Any]:
+    """Of what `describe_data` told, what is there."""
+    found: dict[str, Any] = {}
+    for name in ("mean", "std", "crop_pct", "interpolation"):
+        if isinstance(facts, dict) and name in facts:
+            value = facts[name]
+            found[name] = tuple(value) if isinstance(value, list | tuple) else value
+    return found
 
 
 def _read_weights(path: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def load_model(name: str, *, pretrained: bool) -> Model:
     if _is_file(name):
         check_size(Path(name), "model")
         stored = read_network(Path(name))
-        config = replace(data_config(stored.backbone), **stored.normalisation)
+        config = replace(data_config(stored.backbone), **stored.data_config)
         size = (stored.image_size, stored.image_size) if stored.image_size else None
         title = _titles(name)[0]
         return _model(title, stored.network, config, stored.classes, size=size, trained=True)

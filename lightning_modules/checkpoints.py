@@ -13,7 +13,24 @@ from torch import nn
 from litcam.files import replacing, write_whole
 from litcam.lightning_modules.sharding import whole_state
 
-__all__ = ["read_facts", "save_encoder", "save_pretrained"]
+__all__ = ["describe_data", "read_facts", "save_encoder", "save_pretrained"]
+
+
+def describe_data(datamodule: Any) -> dict[str, Any]:
+    """Tell what images a network gets, in timm's words, as far as their datamodule does.
+
+    Returns:
+        Of ``mean`` and ``std`` (a value a channel, of pixels in [0, 1]), ``crop_pct`` and
+        ``interpolation`` those that it has, as plain values, which any checkpoint may hold.
+    """
+    config, found = getattr(datamodule, "config", None), dict[str, Any]()
+    for name in ("mean", "std", "crop_pct", "interpolation"):
+        value = getattr(datamodule, name, getattr(config, name, None))
+        if isinstance(value, list | tuple):
+            found[name] = [float(each) for each in value]
+        elif isinstance(value, float | str) and name not in ("mean", "std"):
+            found[name] = value
+    return found
 
 
 def save_encoder(

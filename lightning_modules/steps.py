@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from litcam.lightning_modules.backbones import prefer_plain_attention
+from litcam.lightning_modules.checkpoints import describe_data
 from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
 from litcam.lightning_modules.pace import Pace
@@ -121,5 +122,6 @@ class GuardedSteps(pl.LightningModule):
         self._late_interrupt.end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what a step that was not taken did to the buffers."""
+        """Leave out what an untaken step did to the buffers; tell how images were made."""
         self._buffers_before.put_into(checkpoint, self)
+        checkpoint["data_config"] = describe_data(getattr(self._trainer, "datamodule", None))

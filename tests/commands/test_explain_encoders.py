@@ -8,11 +8,15 @@ import pytest
 import timm
 import torch
 import wandb
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from litcam.commands.explained_models import load_model
+from litcam.datamodules import ImageNetDataModule
+from litcam.datamodules.pixels.data_config import DataConfig
 from litcam.explain import CAM
 from litcam.explain.comparison import explain_photo
+from litcam.lightning_modules import MAE, Classifier
 from litcam.lightning_modules.checkpoints import read_facts, save_encoder
 from litcam.train import main
 
@@ -166,3 +170,23 @@ def test_weights_of_another_number_of_classes_keep_their_own():
     assert not load_model("vit_small_patch16_224.dino", pretrained=False).has_classes
     model = load_model("vit_tiny_patch16_224.augreg_in21k", pretrained=False)
     assert model.network.num_classes == len(model.classes) == 21843
+
+
+@pytest.mark.parametrize("module", ["Classifier", "MAE"])
+def test_a_checkpoint_tells_how_its_images_were_made(module, photos):
+    """Not as timm's tag of the network has it: with another crop, and with what the data say."""
+    options = {"backbone_args": {"patch_size": 8, "depth": 1}}
+    if module == "MAE":
+        made = MAE(
+            "vit_tiny_patch16_224", image_size=32, decoder_dim=32, decoder_depth=1, **options
+        )
+    else:
+        options["backbone_args"]["img_size"] = 32
+        made = Classifier("vit_tiny_patch16_224", 2, **options)
+    data = ImageNetDataModule(photos, image_size=32, batch_size=4, crop_pct=0.8, num_workers=0)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", limit_val_batches=1, enable_checkpointing=False, **quiet)
+    trainer.validate(made, data, verbose=False)
+    trainer.save_checkpoint("a.ckpt")
+    config = load_model("a.ckpt", pretrained=False).config
+    assert config == DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.8, "bicubic")
