@@ -1,14 +1,11 @@
 """ImageNetDataModule: photos with class labels, wherever they lie, for any timm network."""
 
-import random
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from litcam.datamodules.loading import EvalLoader, TrainLoader, num_cores
 from litcam.datamodules.order import evaluated
@@ -57,6 +54,9 @@ class ImageNetDataModule(LightningDataModule):
             words, ``trivial`` (TrivialAugmentWide) or "" for neither.
         random_erasing: Probability of filling a box of a training image with noise.
         crop_pct: Share of the short side that evaluation sees; by default the backbone's.
+        interpolation: ``bicubic`` or ``bilinear``; by default the backbone's.
+        mean: One value a channel, of pixels in [0, 1]; by default the backbone's.
+        std: The same.
         max_broken: Training images that may be unreadable in the whole run, on all processes: each
             is named, and another takes its place. One more stops the run. Validation and test stop
             at the first.
@@ -93,6 +93,9 @@ class ImageNetDataModule(LightningDataModule):
         auto_augment: str = "",
         random_erasing: float = 0.0,
         crop_pct: float | None = None,
+        interpolation: str = "",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         max_broken: int = 10,
         timeout: float = 900,
         cache_dir: str | Path | None = None,
@@ -116,7 +119,9 @@ class ImageNetDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.max_broken, self.timeout = max_broken, timeout
         self.random_erasing = random_erasing
-        self.config = data_config(backbone, crop_pct=crop_pct)
+        self.config = data_config(
+            backbone, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std
+        )
         self.mean, self.std = self.config.mean, self.config.std
         self.source: Shards | Folders = (
             Shards(root, cache_dir=cache_dir, cache_gb=cache_gb)
@@ -240,15 +245,8 @@ class ImageNetDataModule(LightningDataModule):
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
         images = normalize(batch["image"], self.config, dtype=dtype)
         if self.random_erasing and self.trainer and self.trainer.training:
-            # So that a resumed run draws what it would have drawn.
-            with isolate_rng():
-                seed = np.random.SeedSequence(
-                    [run_seed(), self._ranks()["rank"], num_steps(self.trainer)]
-                )
-                first, second = seed.generate_state(2).tolist()
-                torch.manual_seed(first)
-                random.seed(second)
-                images = erase(images, self.random_erasing)
+            numbers = [run_seed(), self._ranks()["rank"], num_steps(self.trainer)]
+            images = erase(images, self.random_erasing, numbers)
         return {**batch, "image": images}
 
     def _dataset(self, split: str) -> ImageDataset:

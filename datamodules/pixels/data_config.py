@@ -1,8 +1,8 @@
 """What a timm network expects of its images."""
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import timm
 from timm.data import resolve_data_config
@@ -27,7 +27,14 @@ class DataConfig:
     interpolation: str
 
 
-def data_config(backbone: str, *, crop_pct: float | None = None) -> DataConfig:
+def data_config(
+    backbone: str,
+    *,
+    crop_pct: float | None = None,
+    interpolation: str = "",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DataConfig:
     """Looks up the data config of a timm model without building the model.
 
     >>> data_config("vit_base_patch16_224").mean
@@ -36,15 +43,27 @@ def data_config(backbone: str, *, crop_pct: float | None = None) -> DataConfig:
     Args:
         backbone: timm's name, with or without a tag; "" means timm's ImageNet defaults.
         crop_pct: To use instead of the model's.
+        interpolation: The same; "" is the model's.
+        mean: The same, one value a channel, of pixels in [0, 1].
+        std: The same.
 
     Raises:
-        ValueError: If timm knows no such model, or ``crop_pct`` makes no sense.
+        ValueError: If timm knows no such model, or a value makes no sense.
     """
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
-    pretrained = _pretrained_config(backbone) if backbone else {}
-    found = data_config_of(pretrained)
-    return replace(found, crop_pct=crop_pct) if crop_pct else found
+    if interpolation not in ("", "bicubic", "bilinear"):
+        raise ValueError(f"interpolation must be bicubic or bilinear, got {interpolation!r}")
+    for name, values, allowed in (("mean", mean, "[0, 1]"), ("std", std, "(0, 1]")):
+        if values is not None and not _holds_channels(values, above_zero=name == "std"):
+            raise ValueError(f"{name} must be three numbers in {allowed}, got {list(values)}")
+    own = data_config_of(_pretrained_config(backbone) if backbone else {})
+    return DataConfig(
+        mean=tuple(mean or own.mean),
+        std=tuple(std or own.std),
+        crop_pct=crop_pct or own.crop_pct,
+        interpolation=interpolation or own.interpolation,
+    )
 
 
 def data_config_of(pretrained: Mapping[str, object]) -> DataConfig:
@@ -56,6 +75,10 @@ def data_config_of(pretrained: Mapping[str, object]) -> DataConfig:
         crop_pct=resolved["crop_pct"],
         interpolation=resolved["interpolation"],
     )
+
+
+def _holds_channels(values: Sequence[float], *, above_zero: bool) -> bool:
+    return len(values) == 3 and all((not above_zero or each) and 0 <= each <= 1 for each in values)
 
 
 def _pretrained_config(backbone: str) -> dict[str, object]:

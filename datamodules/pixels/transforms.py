@@ -5,10 +5,13 @@ one on its way from the workers, and turning it into normalised floats is one ke
 """
 
 import math
+import random
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import v2
@@ -148,12 +151,17 @@ def _scale_and_offset(config: DataConfig, device: torch.device) -> tuple[Tensor,
         return 1 / (255 * std), -mean / std
 
 
-def erase(images: Tensor, probability: float) -> Tensor:
+def erase(images: Tensor, probability: float, seeds: list[int]) -> Tensor:
     """Fills a random box of some images with noise, in place (arXiv:1708.04896, timm's version).
 
     Args:
         images: Normalised floats ``(batch, 3, height, width)``.
         probability: That an image gets a box.
+        seeds: What the boxes follow from, so that a resumed run draws what it would have drawn.
     """
-    erased: Tensor = RandomErasing(probability, mode="pixel", device=str(images.device))(images)
+    with isolate_rng():
+        first, second = np.random.SeedSequence(seeds).generate_state(2).tolist()
+        torch.manual_seed(first)
+        random.seed(second)
+        erased: Tensor = RandomErasing(probability, mode="pixel", device=str(images.device))(images)
     return erased

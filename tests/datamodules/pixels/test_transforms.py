@@ -1,5 +1,6 @@
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,28 @@ def test_the_config_is_the_models_own(backbone, mean, std, crop_pct, interpolati
     config = data_config(backbone)
     assert (config.mean, config.std) == (mean, std)
     assert (config.crop_pct, config.interpolation) == (crop_pct, interpolation)
+
+
+def test_each_part_of_the_config_can_be_given():
+    given = {"mean": (0.0, 0.2, 1.0), "std": (1.0, 0.2, 0.1), "interpolation": "bilinear"}
+    for name, value in given.items():
+        config = data_config("vit_base_patch16_224", **{name: value})
+        assert config == replace(data_config("vit_base_patch16_224"), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interpolation": "nearest"}, "interpolation must be bicubic or bilinear, got 'nearest'"),
+        ({"mean": (124, 116, 104)}, r"mean must be three numbers in \[0, 1\], got \[124, "),
+        ({"std": (0.2, 0.2, 0.0)}, r"std must be three numbers in \(0, 1\], got \[0.2, 0.2, 0.0"),
+        ({"std": (0.2,)}, "std must be three numbers"),
+    ],
+)
+def test_a_part_of_the_config_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        data_config("resnet34", **options)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -221,10 +244,10 @@ def test_training_can_use_what_validation_normalised_first():
 
 def test_erasing_fills_boxes_of_some_images():
     images = torch.full((64, 3, 16, 16), 7.0)
-    erased = erase(images.clone(), 0.5)
+    erased = erase(images.clone(), 0.5, [0, 0, 0])
     touched = (erased != 7).flatten(1).any(dim=1)
     assert 16 < int(touched.sum()) < 48
-    assert (erase(images.clone(), 0.0) == 7).all()
+    assert (erase(images.clone(), 0.0, [0, 0, 0]) == 7).all()
 
 
 def test_the_crop_is_torchvisions_from_the_same_box(photo):
