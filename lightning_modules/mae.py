@@ -169,8 +169,8 @@ class MAE(GuardedSteps):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch. The masks follow from seed, epoch and image alone."""
         images = _images(batch)
-        seed = run_seed() + self.current_epoch + 1
-        noise = reproducible_noise(self._keys(batch, batch_idx), self.num_cells, seed)
+        seeds = run_seed(), self.current_epoch
+        noise = reproducible_noise(self._keys(batch, batch_idx), self.num_cells, *seeds)
         loss = self(images, noise)
         self.train_loss.update(loss.detach().expand(len(images)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)

@@ -69,7 +69,7 @@ def unpatchify(cells: Tensor, grid: tuple[int, int]) -> Tensor:
     return rearrange(cells, "b (h w) (p q) c -> b c (h p) (w q)", h=rows, w=columns, p=side, q=side)
 
 
-def reproducible_noise(keys: Tensor, num_cells: int, seed: int) -> Tensor:
+def reproducible_noise(keys: Tensor, num_cells: int, *seeds: int) -> Tensor:
     """Make noise in [0, 1) that depends on its arguments alone, on any device.
 
     No generator is read, so no state has to be kept for a resumed run to draw the same masks, and
@@ -78,13 +78,16 @@ def reproducible_noise(keys: Tensor, num_cells: int, seed: int) -> Tensor:
     Args:
         keys: (batch,) integers, one an image.
         num_cells: how many values an image gets.
-        seed: another seed, another noise.
+        seeds: one or more, such as the run's and the epoch; another row of them, another noise.
 
     Returns:
         float32 (batch, num_cells).
     """
     cells = torch.arange(num_cells, device=keys.device)
-    mixed = _mix(_mix(_mix(torch.full_like(keys, seed)) ^ keys).unsqueeze(1) ^ cells)
+    bits = torch.zeros_like(keys)
+    for seed in seeds:
+        bits = _mix(bits ^ _signed(seed % (1 << 64)))
+    mixed = _mix(_mix(bits ^ keys).unsqueeze(1) ^ cells)
     # The upper 24 bits: as many as torch.rand has in float32.
     return ((mixed >> 40) & 0xFFFFFF).float() / 2**24
 

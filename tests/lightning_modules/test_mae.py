@@ -177,6 +177,17 @@ def test_a_resumed_run_draws_the_masks_it_would_have_drawn(tmp_path):
     assert len({tuple(whole.masks[0, index]) for index in range(12)}) > 1
 
 
+def test_runs_of_neighbouring_seeds_share_no_masks(tmp_path, monkeypatch):
+    masks = {}
+    for seed in (0, 1):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        mae = Watched(FAMILIES["vit"][0], 0.5, image_size=16, backbone_args=VIT, scale_lr=False)
+        fit(mae, Data(16), tmp_path / str(seed), epochs=2)
+        masks[seed] = mae.masks
+    shared = sum(masks[0][1, index] == masks[1][0, index] for index in range(12))
+    assert shared < 8  # of 12 with six masks each, all of them where seed and epoch are added
+
+
 def test_tuples_of_images_and_labels_train_as_well(family, tmp_path):
     mae = make(family)
     before = {key: value.clone() for key, value in mae.state_dict().items()}
