@@ -131,7 +131,7 @@ def prepare(images: Tensor, precision: str) -> dict[str, Any]:
 
 def create(model: nn.Module) -> torch.optim.Optimizer:
     if isinstance(model, MAE):
-        return create_optimizer(parameter_groups(model, LR), betas=(0.9, 0.95))
+        return create_optimizer(parameter_groups(model, LR), options={"betas": (0.9, 0.95)})
     return torch.optim.AdamW(model.parameters(), lr=LR)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from litcam.lightning_modules.optim import check_optimizer
+
 __all__ = ["check_arguments"]
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -19,13 +21,13 @@ _RULES: dict[str, Rule] = {
     ),
     "decoder_depth": ("at least 0", lambda value: value is None or value >= 0),
     "loss": ("l2 or l1", lambda value: value in ("l2", "l1")),
-    "optimizer": ("adamw or sgd", lambda value: value in ("adamw", "sgd")),
     "lr": ("positive", lambda value: value > 0),
     "weight_decay": ("at least 0", lambda value: value >= 0),
+    "weight_decay_end": ("at least 0", lambda value: value is None or value >= 0),
     "layer_decay": ("in (0, 1]", lambda value: 0 < value <= 1),
     "norm_lr_scale": ("at least 0", lambda value: value >= 0),
-    "momentum": ("in [0, 1)", lambda value: 0 <= value < 1),
     "warmup_epochs": ("at least 0", lambda value: value >= 0),
+    "warmup_lr_ratio": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
     "min_lr_ratio": ("in [0, 1]", lambda value: 0 <= value <= 1),
     "mixup": ("at least 0", lambda value: value >= 0),
     "cutmix": ("at least 0", lambda value: value >= 0),
@@ -41,12 +43,18 @@ def check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
         arguments: name to value; a name without a rule may have any.
 
     Raises:
-        ValueError: if one is out of range, or two exclude each other.
+        ValueError: if one is out of range, two exclude each other, or timm has no such optimiser.
     """
     for name, value in arguments.items():
         wanted, holds = _RULES.get(name, ("", lambda value: True))
         if not holds(value):
             raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
+    if arguments.get("weight_decay_end") is not None and not arguments["weight_decay"]:
+        raise ValueError(
+            f"{owner}: weight_decay_end={arguments['weight_decay_end']!r} needs a weight_decay "
+            "above 0 to start from"
+        )
+    check_optimizer(arguments["optimizer"], arguments["optimizer_args"])
     if arguments.get("pretrained") and (weights := arguments.get("weights")):
         raise ValueError(
             f"{owner}: pretrained=True and weights={weights!r} exclude each other; pass one of them"

@@ -50,15 +50,17 @@ class Classifier(GuardedSteps):
         linear_probe: train nothing but a fresh head.
         freeze: modules or parameters of the backbone that are not trained, such as ``layer1``;
             their BatchNorm statistics and dropout stand still as well.
-        optimizer: ``adamw`` or ``sgd``.
+        optimizer: any name of ``timm.optim.list_optimizers()``; ``sgd`` has Nesterov's momentum.
+        optimizer_args: its own arguments, such as ``betas``, ``eps`` or ``momentum``.
         lr: learning rate for an effective batch of 256.
         scale_lr: scale it to the batch × accumulation × devices of the run.
         weight_decay: not applied to norms and biases.
+        weight_decay_end: where a cosine over the whole run takes it; by default it stays.
         layer_decay: factor on the learning rate from each layer to the one below it;
             0.65 to 0.75 suit a pretrained ViT.
         norm_lr_scale: factor on the learning rate of normalisation layers.
-        momentum: of SGD.
         warmup_epochs: linear warm-up, then cosine.
+        warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
         min_lr_ratio: where the cosine ends, as a share of the peak.
         mixup: alpha of Mixup (arXiv:1710.09412); 0 is off.
         cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off.
@@ -87,14 +89,16 @@ class Classifier(GuardedSteps):
         drop_path_rate: float = 0.0,
         linear_probe: bool = False,
         freeze: list[str] | None = None,
-        optimizer: optim.OptimizerName = "adamw",
+        optimizer: str = "adamw",
+        optimizer_args: dict[str, Any] | None = None,
         lr: float = 5e-4,
         scale_lr: bool = True,
         weight_decay: float = 0.05,
+        weight_decay_end: float | None = None,
         layer_decay: float = 1.0,
         norm_lr_scale: float = 1.0,
-        momentum: float = 0.9,
         warmup_epochs: float = 5.0,
+        warmup_lr_ratio: float | None = None,
         min_lr_ratio: float = 0.01,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -160,10 +164,7 @@ class Classifier(GuardedSteps):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and schedule; see `optim.configure`."""
-        names = "lr optimizer scale_lr weight_decay layer_decay norm_lr_scale momentum"
-        names += " warmup_epochs min_lr_ratio"
-        options = {name: self.hparams[name] for name in names.split()}
-        return optim.configure(self.backbone, self.trainer, **options)
+        return optim.configure(self.backbone, self.trainer, optim.Recipe.of(self.hparams))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, mixed if ``mixup`` or ``cutmix`` is on."""

@@ -14,6 +14,7 @@ from litcam.lightning_modules.decoders import sincos_positions
 
 __all__ = [
     "check_cells",
+    "check_size",
     "create_encoder",
     "find_grid",
     "freeze_unreached",
@@ -91,6 +92,20 @@ def find_grid(encoder: nn.Module, name: str, image_size: int) -> tuple[tuple[int
             f"MAE: image_size must be a multiple of the stride {stride} of {name}, got {image_size}"
         )
     return (rows, columns), cell_size
+
+
+def check_size(images: Tensor, side: int) -> None:
+    """Hold images (batch, 3, height, width) against the side in pixels that MAE was made for.
+
+    Raises:
+        ValueError: if they are of another size.
+    """
+    if images.shape[2:] != (side, side):
+        got = "x".join(str(length) for length in images.shape[2:])
+        raise ValueError(
+            f"MAE was made for images of {side}x{side}, got {got}; "
+            f"pass image_size={images.shape[2]} to MAE, or {side} to the data"
+        )
 
 
 def check_cells(num_cells: int, cell_size: int, mask_ratio: float) -> None:

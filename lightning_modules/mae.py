@@ -17,6 +17,7 @@ from litcam.lightning_modules.checkpoints import save_pretrained
 from litcam.lightning_modules.decoders import create_decoder
 from litcam.lightning_modules.encoders import (
     check_cells,
+    check_size,
     create_encoder,
     find_grid,
     freeze_unreached,
@@ -66,10 +67,14 @@ class MAE(GuardedSteps):
         loss: ``l2`` (MAE) or ``l1`` (SimMIM), of the hidden pixels.
         norm_pix_loss: predict each cell normalised by its own mean and variance.
         learned_positions: train the position embedding of a ViT instead of sines and cosines.
+        optimizer: any name of ``timm.optim.list_optimizers()``.
+        optimizer_args: its own arguments; by default ``betas`` of 0.9 and 0.95 for AdamW.
         lr: learning rate for an effective batch of 256.
         scale_lr: scale it to the batch × accumulation × devices of the run.
         weight_decay: not applied to norms, biases, positions and tokens.
+        weight_decay_end: where a cosine over the whole run takes it; by default it stays.
         warmup_epochs: linear warm-up, then cosine.
+        warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
         min_lr_ratio: where the cosine ends, as a share of the peak.
 
     Raises:
@@ -94,13 +99,19 @@ class MAE(GuardedSteps):
         loss: Literal["l2", "l1"] = "l2",
         norm_pix_loss: bool = False,
         learned_positions: bool = False,
+        optimizer: str = "adamw",
+        optimizer_args: dict[str, Any] | None = None,
         lr: float = 1.5e-4,
         scale_lr: bool = True,
         weight_decay: float = 0.05,
+        weight_decay_end: float | None = None,
         warmup_epochs: float = 40.0,
+        warmup_lr_ratio: float | None = None,
         min_lr_ratio: float = 0.0,
     ) -> None:
         super().__init__()
+        if optimizer_args is None and optimizer == "adamw":
+            optimizer_args = {"betas": (0.9, 0.95)}
         self.save_hyperparameters()
         check_arguments("MAE", self.hparams)
         self.encoder, self.image_size = create_encoder(
@@ -192,9 +203,7 @@ class MAE(GuardedSteps):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and schedule; see `optim.configure`."""
-        names = "lr scale_lr weight_decay warmup_epochs min_lr_ratio"
-        options = {name: self.hparams[name] for name in names.split()}
-        return optim.configure(self, self.trainer, betas=(0.9, 0.95), **options)
+        return optim.configure(self, self.trainer, optim.Recipe.of(self.hparams))
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are positions or tokens."""
@@ -221,18 +230,10 @@ class MAE(GuardedSteps):
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {"pretrained": False, "weights": ""}
 
-    # Its parts
-
     def _choose(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        size, num_cells = (self.image_size, self.image_size), self.num_cells
-        if images.shape[2:] != size:
-            got = "x".join(str(side) for side in images.shape[2:])
-            raise ValueError(
-                f"MAE was made for images of {size[0]}x{size[1]}, got {got}; "
-                f"pass image_size={images.shape[2]} to MAE, or {size[0]} to the data"
-            )
+        check_size(images, self.image_size)
         if noise is None:
-            noise = torch.rand(len(images), num_cells, device=images.device)
+            noise = torch.rand(len(images), self.num_cells, device=images.device)
         return choose_cells(noise, self.hparams["mask_ratio"])
 
     def _predict(self, images: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -308,7 +308,7 @@ def test_the_learning_rate_is_told_in_one_line(caplog):
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\), got 1.5"),
         ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
-        ({"optimizer": "adam"}, "optimizer must be adamw or sgd, got 'adam'"),
+        ({"optimizer": "adm"}, "optimizer must be a name of timm's, got 'adm'"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
     ],
 )

@@ -118,7 +118,7 @@ def test_layer_decay_changes_the_steps_under_the_schedule(model):
     """SGD without momentum moves a weight by lr × scale × factor × gradient, by layer."""
     groups = optim.parameter_groups(model, 0.1, weight_decay=0.0, layer_decay=0.5)
     rates = {name: group["lr"] for name, group in owners(model, groups).items()}
-    optimizer = optim.create_optimizer(groups, "sgd", momentum=0.0)
+    optimizer = optim.create_optimizer(groups, "sgd", {"momentum": 0.0, "nesterov": False})
     factor = optim.warmup_cosine(2, 6)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for step in range(4):
