@@ -28,10 +28,10 @@ def _command(summary: str, module: str, function: str, *first: str) -> Command:
 
 COMMANDS = {
     "demo": _command("train on generated images and watch, in four minutes", "demo", "demo"),
-    "fit": _command("train: litcam fit --config finetune_resnet34.yaml", "training", "run", "fit"),
-    "validate": _command("measure and explain a checkpoint", "training", "run", "validate"),
-    "test": _command("the same on the test images", "training", "run", "test"),
-    "predict": _command("name what is on images", "training", "run", "predict"),
+    "fit": _command("train: litcam fit --config finetune_resnet34.yaml", "fit", "run", "fit"),
+    "validate": _command("measure and explain a checkpoint", "fit", "run", "validate"),
+    "test": _command("the same on the test images", "fit", "run", "test"),
+    "predict": _command("name what is on images", "fit", "run", "predict"),
     "explain": _command("where networks look, side by side in one figure", "explain", "explain"),
     "report": _command("a run on one page for the browser, report.html", "report", "report"),
     "convert": _command("write a folder of images as shards, and check them", "convert", "convert"),

@@ -12,6 +12,8 @@ EXIT_CODE = 2
 MAX_LENGTH = 1000
 # More names than anybody reads.
 MAX_NAMES = 30
+# Raised in litcam's own code these are its own mistakes: it refuses a value by other errors.
+BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, ZeroDivisionError)
 # LightningCLI reads the options, makes objects of them, and in its last step runs the command.
 READS, RUNS = ("lightning.pytorch.cli", "__init__"), ("lightning.pytorch.cli", "_run_subcommand")
 
@@ -23,10 +25,21 @@ class OptionError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that does not exist, with close matches."""
     names = list(known)
-    near = get_close_matches(name[:MAX_LENGTH], names, n=3, cutoff=0.5)
+    near = [each for each in names if _abbreviates(name, each) or _abbreviates(each, name)]
+    near = near[:3] or get_close_matches(name[:MAX_LENGTH], names, n=3, cutoff=0.5)
     if not near and len(names) > MAX_NAMES:
         return f"{kind} {name!r} does not exist, nor one of a similar name; see --help"
     return f"{kind} {name!r} does not exist; did you mean {', '.join(near or names)}?"
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether a name is the first letters of another's words.
+
+    >>> _abbreviates("lr", "learning_rate"), _abbreviates("lr", "linear_probe")
+    (True, False)
+    """
+    words = name.lstrip("-").split("_")
+    return len(words) > 1 and short.lstrip("-").lower() == "".join(word[:1] for word in words)
 
 
 def end(line: str) -> None:
@@ -109,6 +122,8 @@ def _refused_options(chain: list[BaseException]) -> str | None:
     if not all(name.startswith("litcam.") or _is_library(file) for name, _, file in inside):
         return None
     first = chain[-1]
+    if isinstance(first, BUGS) and _raised_in(first).startswith("litcam."):
+        return None
     # It stumbles over errors without a message.
     while first.__context__ is not None and _raised_in(first).startswith("jsonargparse"):
         first = first.__context__

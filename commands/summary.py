@@ -45,6 +45,8 @@ def report(folder: Path) -> str:
     """The line that tells where a run's report is, or why there is none."""
     try:
         return f"The whole run on one page: {_short(write_report(folder))}"
+    except ValueError:  # without a logger and without pictures
+        return "No report.html: nothing was logged or drawn that could be shown in it"
     except Exception as error:  # a page is never worth a run
         return f"No report.html: {type(error).__name__}: {error}"
 

@@ -22,8 +22,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import litcam.callbacks
 import litcam.lightning_modules  # noqa: F401
 from litcam.callbacks.places.redaction import redact, redact_words
-from litcam.commands import help_page, run_folder, slurm
-from litcam.commands.config_files import BASE, find_configs, name_of_run, packaged_configs
+from litcam.commands import run_folder, slurm
+from litcam.commands.config_files import BASE, find_configs, name_of_run
 from litcam.commands.errors import end, trouble_elsewhere
 from litcam.commands.parser import Parser
 from litcam.commands.predictions import PredictionsFile
@@ -155,9 +155,6 @@ class LitcamCLI(LightningCLI):
 
 def run(args: Sequence[str]) -> None:
     """Runs one of `SUBCOMMANDS`, the first of `args`, with the options after it."""
-    if not {"-h", "--help"}.isdisjoint(args):
-        print(help_page.page(args[0], packaged_configs()))
-        return
     _calm_console()
     SaveConfig.folder = None
     LitcamCLI.run_name = name_of_run(args)

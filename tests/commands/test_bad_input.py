@@ -1,5 +1,7 @@
 """Mistakes of a user: one line, exit code 2, no traceback, nothing lost."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from litcam.commands import training
 from litcam.datamodules.order import as_images
+from litcam.lightning_modules import classifier
 from litcam.train import main
 
 OPTIONS = {
@@ -72,6 +75,7 @@ def refuse(photos, capsys):
         ([], ["missing: --data.root"]),
         (["--data.root", "photos", "--model.backbone", "resnet43"], ["resnet43", "resnet34"]),
         (["--data.root", "photos", "--model.num_classes", "7"], ["7", "2 classes"]),
+        (["--data.root", "photos", "--model.learning_rate", "3"], ["exist; did you mean lr?"]),
         (["--data.root", "photos", "--model.lrr", "3"], ["--model", "'lrr'", "lr"]),
         (["--data.root", "photos", "--data.rot", "3"], ["'rot'", "mean root"]),
         (["--data.root", "photos", "--model.lr", "abc"], ["--model.lr: expected float, got abc"]),
@@ -179,6 +183,27 @@ def test_the_command_line_wins_over_a_checkpoints_options(monkeypatch):
             main([*words, *option, "--ckpt_path", "old.ckpt"])
         options = made[-1].config.validate.model.init_args
         assert (options.lr, options.drop_rate) == (0.5 if option else 0.004, 0.3)
+
+
+def test_a_mistake_of_litcams_own_is_no_wrong_option(photos, monkeypatch):
+    monkeypatch.setattr(classifier, "check_arguments", None)
+    with pytest.raises(ValueError, match="'NoneType' object is not callable"):  # and not one line
+        main([*FIT, "--data.root", "photos"])
+
+
+def test_the_help_needs_no_torch():
+    program = "import sys; from litcam.train import main; main(['fit', '--help']); "
+    program += "print(sys.modules.keys() & {'torch', 'lightning', 'timm'} or 'none of them')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "--data.root DIR" in done.stdout
+    assert done.stdout.endswith("none of them\n")
+
+
+def test_a_run_without_a_logger_and_pictures_has_no_report(photos, capsys):
+    off = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.max_steps=1"]
+    main([*FIT[:3], *[word for word in SMALL if "logger" not in word], "--data.root=photos", *off])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "No report.html: nothing was logged or drawn that could be shown in it"
 
 
 def test_a_single_logger(photos, capsys):

@@ -1,4 +1,8 @@
-"""`litcam fit --help`, short; `--help-all` is LightningCLI's own."""
+"""`litcam fit | validate | test | predict`: their help at once, their work by LightningCLI."""
+
+from collections.abc import Sequence
+
+from litcam.commands.config_files import packaged_configs
 
 PAGE = """\
 usage: litcam {name} --config FILE [OPTIONS]
@@ -32,6 +36,17 @@ PURPOSE = {
     "test": "Measures a checkpoint on the test images and explains some of them.",
     "predict": "Runs a checkpoint over images.",
 }
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs a subcommand of LightningCLI, the first of `args`, or prints its page."""
+    if not {"-h", "--help"}.isdisjoint(args):
+        print(page(args[0], packaged_configs()))
+        return
+    # torch and Lightning take seconds to import, and the page needs neither.
+    from litcam.commands import training
+
+    training.run(args)
 
 
 def page(name: str, configs: list[str]) -> str:
