@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ __all__ = [
     "create_encoder",
     "find_grid",
     "freeze_unreached",
+    "initialise_vit",
     "on_meta",
     "set_sincos_positions",
 ]
@@ -145,6 +147,27 @@ def freeze_unreached(encoder: nn.Module, encode: Callable[[nn.Module], Tensor]) 
     for name in unreached:
         encoder.get_parameter(name).requires_grad_(False)
     return unreached
+
+
+def initialise_vit(encoder: nn.Module) -> None:
+    """Initialise a ViT as the MAE paper does (arXiv:2111.06377, appendix A.1); others stay.
+
+    Matrices and the patch embedding, which counts as one, are uniform within
+    ±√(6 / (inputs + outputs)) (Glorot and Bengio, 2010), queries, keys and values together one
+    matrix; a class token is normal with a standard deviation of 0.02.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        return
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    embedding = getattr(encoder.patch_embed, "proj", None)
+    if isinstance(embedding, nn.Conv2d):
+        nn.init.xavier_uniform_(rearrange(embedding.weight, "d c p q -> d (c p q)"))
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=0.02)
 
 
 def set_sincos_positions(encoder: nn.Module, grid: tuple[int, int]) -> None:

@@ -32,9 +32,11 @@ class Hiding(nn.Module):
 
     Attributes:
         shows_hidden: whether the encoder puts out a token for each hidden cell as well.
+        decays_tokens: whether weight decay is applied to class and mask tokens.
     """
 
     shows_hidden = False
+    decays_tokens = False
 
     def __init__(self, encoder: Any, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -61,6 +63,8 @@ class Hiding(nn.Module):
 
 class DropTokens(Hiding):
     """Drops the tokens of hidden cells after the position embedding of a ViT."""
+
+    decays_tokens = True  # as MAE's authors do; SimMIM's and SparK's do not
 
     def forward(self, encoder: Any, images: Tensor, ids_keep: Tensor, ids_hidden: Tensor) -> Tensor:
         """See `Hiding.forward`."""

@@ -21,6 +21,7 @@ from litcam.lightning_modules.encoders import (
     create_encoder,
     find_grid,
     freeze_unreached,
+    initialise_vit,
     on_meta,
     set_sincos_positions,
 )
@@ -71,7 +72,7 @@ class MAE(GuardedSteps):
         optimizer_args: its own arguments; by default ``betas`` of 0.9 and 0.95 for AdamW.
         lr: learning rate for an effective batch of 256.
         scale_lr: scale it to the batch × accumulation × devices of the run.
-        weight_decay: not applied to norms, biases, positions and tokens.
+        weight_decay: not applied to norms, biases, positions, and tokens but those of a ViT.
         weight_decay_end: where a cosine over the whole run takes it; by default it stays.
         warmup_epochs: linear warm-up, then cosine.
         warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
@@ -123,8 +124,10 @@ class MAE(GuardedSteps):
         self.grid, self.cell_size = find_grid(self.encoder, backbone, self.image_size)
         self.num_cells = self.grid[0] * self.grid[1]
         check_cells(self.num_cells, self.cell_size, mask_ratio)
-        if not (learned_positions or pretrained or weights):
-            set_sincos_positions(self.encoder, self.grid)
+        if not (pretrained or weights):
+            initialise_vit(self.encoder)
+            if not learned_positions:
+                set_sincos_positions(self.encoder, self.grid)
         self.hiding = hiding(self.encoder, self.grid)
         freeze_unreached(self.encoder, self._encode_on_meta)
         encoder_on_meta = on_meta(self.encoder)
@@ -206,10 +209,12 @@ class MAE(GuardedSteps):
         return optim.configure(self, self.trainer, optim.Recipe.of(self.hparams))
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters that are positions or tokens."""
-        own = {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
+        """Name what is not decayed besides vectors: positions, and tokens but for a ViT's."""
+        tokens = {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
         inner: Any = getattr(self.encoder, "no_weight_decay", set)
-        return own | {f"encoder.{name}" for name in inner()}
+        names = tokens | {f"encoder.{name}" for name in inner()}
+        decayed = ("_token",) if self.hiding.decays_tokens else ()
+        return {name for name in names if not name.endswith(decayed)}
 
     def on_fit_start(self) -> None:
         """Say what is hidden, and which share of the compute the decoder takes."""

@@ -55,9 +55,10 @@ class Decoder(nn.Module):
                 "cells, as a Swin does; pass decoder_depth=1 or more for a ViT or CNN"
             )
         if not shows_hidden:
-            self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
+            self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.head = nn.Linear(dim if depth else embed_dim, cell_size**2 * 3)
-        self.apply(_init)
+        if depth:
+            self.apply(_init)  # SimMIM leaves its one layer as torch makes it
 
     def describe(self) -> str:
         """Say its size, for the line at the start of a run."""

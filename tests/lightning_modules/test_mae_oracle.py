@@ -110,7 +110,7 @@ def decode(weights, tokens, kept, count):
     """Predict all patches of one image, in image order, from class token and visible ones."""
     tokens = tokens @ weights["embed.weight"].T + weights["embed.bias"]
     dim = tokens.shape[1]
-    restored = [weights["mask_token"]] * count
+    restored = [weights["mask_token"][0, 0]] * count
     for place, cell in enumerate(kept):
         restored[cell] = tokens[1 + place]
     table = torch.from_numpy(positions(math.isqrt(count), dim)).float()
