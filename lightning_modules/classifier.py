@@ -61,6 +61,7 @@ class Classifier(GuardedSteps):
         norm_lr_scale: factor on the learning rate of normalisation layers.
         warmup_epochs: linear warm-up, then cosine.
         warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
+        warmup_prefix: begin the cosine after the warm-up; timm's default is beneath it.
         min_lr_ratio: where the cosine ends, as a share of the peak.
         mixup: alpha of Mixup (arXiv:1710.09412); 0 is off.
         cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off.
@@ -99,6 +100,7 @@ class Classifier(GuardedSteps):
         norm_lr_scale: float = 1.0,
         warmup_epochs: float = 5.0,
         warmup_lr_ratio: float | None = None,
+        warmup_prefix: bool = True,
         min_lr_ratio: float = 0.01,
         mixup: float = 0.0,
         cutmix: float = 0.0,

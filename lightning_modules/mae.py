@@ -76,6 +76,7 @@ class MAE(GuardedSteps):
         weight_decay_end: where a cosine over the whole run takes it; by default it stays.
         warmup_epochs: linear warm-up, then cosine.
         warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
+        warmup_prefix: begin the cosine after the warm-up; timm's default is beneath it.
         min_lr_ratio: where the cosine ends, as a share of the peak.
 
     Raises:
@@ -108,6 +109,7 @@ class MAE(GuardedSteps):
         weight_decay_end: float | None = None,
         warmup_epochs: float = 40.0,
         warmup_lr_ratio: float | None = None,
+        warmup_prefix: bool = True,
         min_lr_ratio: float = 0.0,
     ) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class Recipe:
         norm_lr_scale: factor on the learning rate of normalisation layers.
         warmup_epochs: length of the linear warm-up.
         warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
+        warmup_prefix: begin the cosine after the warm-up; timm's default is beneath it.
         min_lr_ratio: final over peak learning rate.
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     norm_lr_scale: float = 1.0
     warmup_epochs: float = 5.0
     warmup_lr_ratio: float | None = None
+    warmup_prefix: bool = True
     min_lr_ratio: float = 0.0
 
     @classmethod
@@ -86,7 +88,11 @@ def configure(model: nn.Module, trainer: pl.Trainer, recipe: Recipe) -> Optimize
     fused = not (trainer.gradient_clip_val and trainer.precision == "16-mixed")
     made = create_optimizer(groups, recipe.optimizer, recipe.optimizer_args, fused=fused)
     curve = warmup_cosine(
-        warmup, total, min_lr_ratio=recipe.min_lr_ratio, warmup_lr_ratio=recipe.warmup_lr_ratio
+        warmup,
+        total,
+        min_lr_ratio=recipe.min_lr_ratio,
+        warmup_lr_ratio=recipe.warmup_lr_ratio,
+        warmup_prefix=recipe.warmup_prefix,
     )
     schedule = LambdaLR(made, curve)
     if recipe.weight_decay_end is not None:

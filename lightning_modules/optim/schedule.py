@@ -24,12 +24,15 @@ def warmup_cosine(
     *,
     min_lr_ratio: float = 0.0,
     warmup_lr_ratio: float | None = None,
+    warmup_prefix: bool = True,
 ) -> Callable[[int], float]:
     """Return the factor on the learning rate at each optimiser step.
 
     Linear to 1 at the last step of the warm-up, then half a cosine to ``min_lr_ratio``
     (SGDR, arXiv:1608.03983, equation 5, one cycle). With ``warmup_lr_ratio`` the first step has
-    that factor, and 1 is reached one step later, as in timm's schedulers.
+    that factor, and 1 is reached one step later, as in timm's schedulers. Without
+    ``warmup_prefix`` the cosine is counted from the first step, as in these by default: after the
+    warm-up the rate is below the peak.
 
     >>> factor = warmup_cosine(2, 6)
     >>> [round(factor(step), 2) for step in range(7)]
@@ -46,7 +49,8 @@ def warmup_cosine(
             if warmup_lr_ratio is None:
                 return (step + 1) / warmup_steps
             return warmup_lr_ratio + (1 - warmup_lr_ratio) * step / warmup_steps
-        return _half_cosine(1.0, min_lr_ratio, step - warmup_steps, total_steps - warmup_steps)
+        before = warmup_steps if warmup_prefix else 0
+        return _half_cosine(1.0, min_lr_ratio, step - before, total_steps - before)
 
     return factor
 

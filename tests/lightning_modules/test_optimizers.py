@@ -101,12 +101,16 @@ def test_mae_has_the_betas_of_its_paper():
     assert MAE(vit, **small, optimizer="lamb").hparams["optimizer_args"] is None
 
 
-def test_a_warmup_from_a_share_of_the_peak_is_timms():
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_warmup_from_a_share_of_the_peak_is_timms(prefix):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    length = 90 if prefix else 100  # timm counts a prefix on top
     timms = CosineLRScheduler(
-        optimizer, 90, lr_min=0.004, warmup_t=10, warmup_lr_init=0.04, warmup_prefix=True
+        optimizer, length, lr_min=0.004, warmup_t=10, warmup_lr_init=0.04, warmup_prefix=prefix
     )
-    factor = optim.warmup_cosine(10, 100, min_lr_ratio=0.01, warmup_lr_ratio=0.1)
+    factor = optim.warmup_cosine(
+        10, 100, min_lr_ratio=0.01, warmup_lr_ratio=0.1, warmup_prefix=prefix
+    )
     for now in range(100):
         timms.step(now)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * factor(now))
