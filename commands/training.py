@@ -25,6 +25,7 @@ from litcam.callbacks.places.redaction import redact, redact_words
 from litcam.commands import run_folder, slurm
 from litcam.commands.config_files import BASE, find_configs, name_of_run
 from litcam.commands.errors import end, trouble_elsewhere
+from litcam.commands.image_size import check_patches, follow_data
 from litcam.commands.parser import Parser
 from litcam.commands.predictions import PredictionsFile
 from litcam.commands.summary import describe, report, summarise
@@ -88,8 +89,9 @@ class LitcamCLI(LightningCLI):
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
 
     def before_instantiate_classes(self) -> None:
-        """Decides on the run's folder."""
+        """Decides on the run's folder and the size that the network is made for."""
         config = self.config[self.subcommand]
+        follow_data(config, self.words)
         # The link would replace it without a word.
         self._asked_classes = config.model.get("init_args", {}).get("num_classes")
         nothing_left = run_folder.prepare(
@@ -109,7 +111,7 @@ class LitcamCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: the weights are those the model starts with")
 
     def after_instantiate_classes(self) -> None:
-        """Suits checkpoints and float32, and holds the number of classes against the data's.
+        """Suits checkpoints and float32, and holds classes and patches against the data.
 
         Raises:
             ValueError: they differ.
@@ -120,6 +122,7 @@ class LitcamCLI(LightningCLI):
         # Not on a CPU, where litcam promises the same bits; Lightning would warn of the default.
         if isinstance(self.trainer.accelerator, CUDAAccelerator):
             torch.set_float32_matmul_precision(self.config[self.subcommand].matmul_precision)
+        check_patches(self.model, getattr(self.datamodule, "image_size", None))
         asked, found = self._asked_classes, getattr(self.datamodule, "num_classes", None)
         parameter = inspect.signature(type(self.model)).parameters.get("num_classes")
         default = parameter and parameter.default

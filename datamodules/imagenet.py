@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from litcam.datamodules.loading import EvalLoader, TrainLoader, num_cores
 from litcam.datamodules.order import evaluated
@@ -221,6 +222,8 @@ class ImageNetDataModule(LightningDataModule):
 
     def test_dataloader(self) -> EvalLoader:
         """Every image of ``test/<class>`` exactly once, of validation where there is none."""
+        if not self.source.has_test:
+            rank_zero_info("There is no test split: what is tested are the validation images")
         return self._eval_loader("test" if self.source.has_test else "val")
 
     def predict_dataloader(self) -> EvalLoader:

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import timm
+import torch
 from timm.data import resolve_data_config
+from timm.models import parse_model_name
 
-__all__ = ["DataConfig", "data_config", "data_config_of"]
+__all__ = ["DataConfig", "data_config", "data_config_of", "fixed_image_size"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,30 @@ def data_config_of(pretrained: Mapping[str, object]) -> DataConfig:
     )
 
 
+def fixed_image_size(backbone: str) -> int | None:
+    """Side in pixels of the only images a timm model takes unless it is made for others.
+
+    >>> fixed_image_size("vit_base_patch16_224"), fixed_image_size("resnet34")
+    (224, None)
+
+    Args:
+        backbone: As for `data_config`.
+
+    Raises:
+        ValueError: If timm knows no such model.
+    """
+    config = _pretrained_config(backbone)
+    size = config.get("input_size")
+    return size[-1] if config.get("fixed_input_size") and isinstance(size, tuple | list) else None
+
+
 def _holds_channels(values: Sequence[float], *, above_zero: bool) -> bool:
     return len(values) == 3 and all((not above_zero or each) and 0 <= each <= 1 for each in values)
 
 
 def _pretrained_config(backbone: str) -> dict[str, object]:
+    if ":" in backbone:
+        return _config_elsewhere(backbone)
     try:
         config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
     except RuntimeError:  # a known model with an unknown tag
@@ -92,3 +113,14 @@ def _pretrained_config(backbone: str) -> dict[str, object]:
     close = difflib.get_close_matches(backbone, known, n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all"
     raise ValueError(f"backbone must be the name of a timm model, got {backbone!r}; {hint}")
+
+
+def _config_elsewhere(backbone: str) -> dict[str, object]:
+    """What the ``config.json`` of ``hf-hub:NAME`` or ``local-dir:FOLDER`` tells."""
+    try:
+        parse_model_name(backbone)
+        with torch.device("meta"):
+            return dict(timm.create_model(backbone).pretrained_cfg)
+    except Exception as error:  # of the network, of files, of whatever stands in them
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"backbone {backbone!r} cannot be read: {reason}") from None

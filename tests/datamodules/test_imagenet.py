@@ -141,7 +141,7 @@ def test_any_two_folders_will_do(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["", "ILSVRC/Data/CLS-LOC"])
-def test_kaggles_layout_takes_its_labels_from_the_csv(tmp_path, at):
+def test_kaggles_layout_takes_its_labels_from_the_csv(tmp_path, at, caplog):
     root = write_kaggle(tmp_path / "kaggle")
     data = module(root / at)
     assert data.class_names == ["tabby cat", "Angora rabbit", "crane"]
@@ -150,6 +150,8 @@ def test_kaggles_layout_takes_its_labels_from_the_csv(tmp_path, at):
     assert list(dataset.keys) == [f"{i:03d}.JPEG" for i in range(6)]
     assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert not data.source.has_test
+    assert len(data.test_dataloader().dataset) == 6
+    assert "what is tested are the validation images" in caplog.text
 
 
 def test_two_classes_of_one_name_are_told_apart():
