@@ -34,5 +34,6 @@ COMMANDS = {
     "predict": _command("name what is on images", "fit", "run", "predict"),
     "explain": _command("where networks look, side by side in one figure", "explain", "explain"),
     "report": _command("a run on one page for the browser, report.html", "report", "report"),
+    "export": _command("a run's network as timm, the hub and ONNX have it", "export", "export"),
     "convert": _command("write a folder of images as shards, and check them", "convert", "convert"),
 }

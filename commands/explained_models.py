@@ -1,9 +1,10 @@
 """What `litcam explain` explains: networks by timm's name or out of a file, and their classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Model:
         classes: Names; empty where they are not known.
         trained: Whether its weights are more than random numbers.
         has_classes: False for an encoder, which answers with features.
+        backbone_args: Further arguments of ``timm.create_model`` that a file of litcam's tells.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Model:
     classes: Sequence[str]
     trained: bool
     has_classes: bool = True
+    backbone_args: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self, wanted: str, probabilities: Tensor, folder: str = "") -> tuple[int, str]:
         """Number and name of a class: ``predicted``, ``true``, a name, a number, ``cat``, ``dog``.
@@ -112,8 +115,10 @@ def load_model(name: str, *, pretrained: bool) -> Model:
         stored = read_network(Path(name))
         config = replace(data_config(stored.backbone), **stored.data_config)
         size = (stored.image_size, stored.image_size) if stored.image_size else None
-        title = _titles(name)[0]
-        return _model(title, stored.network, config, stored.classes, size=size, trained=True)
+        made = _model(
+            _titles(name)[0], stored.network, config, stored.classes, size=size, trained=True
+        )
+        return replace(made, backbone_args=stored.backbone_args)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # As many classes as its weights have: another number would give it a head of random ones.
