@@ -46,7 +46,7 @@ def test_a_file_parses_and_is_short(resolve, config):
     shows = "Reconstructions" if "pretrain" in config else "GradCAM"
     last = found["trainer"]["callbacks"][-1]
     assert last["class_path"] == f"litcam.callbacks.{shows}"
-    assert len((CONFIGS / config).read_text().splitlines()) <= 16
+    assert len((CONFIGS / config).read_text().splitlines()) <= 20
 
 
 @pytest.mark.parametrize("config", [name for name in EXPERIMENTS if "finetune" in name])

@@ -1,48 +1,281 @@
 """What the pretraining configs build, against what was published, row by row.
 
-The sources are the papers (MAE, arXiv:2111.06377; SimMIM, arXiv:2111.09886) and their authors' code
-(facebookresearch/mae, microsoft/SimMIM). docs/recipes.md has the same rows for people.
+The sources are the papers (MAE, arXiv:2111.06377; SimMIM, arXiv:2111.09886) and their authors'
+code: facebookresearch/mae (PRETRAIN.md, main_pretrain.py, models_mae.py, util/lr_sched.py) and
+microsoft/SimMIM (configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml,
+config.py, optimizer.py, lr_scheduler.py, data/data_simmim.py, models/). docs/recipes.md has the
+same rows for people, with what differs and why.
 """
 
+import contextlib
+import io
 import math
+from pathlib import Path
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
+from litcam.datamodules import ImageNetDataModule
 from litcam.lightning_modules import MAE
+from litcam.train import main
 
-# Standard deviation of initial weights. Xavier's uniform is √(2 / (inputs + outputs)), and the
-# patch embedding and the joint matrix of queries, keys and values are one matrix each
-# (`initialize_weights` of models_mae.py).
-SPREAD_OF_VIT = {
-    "patch_embed.proj.weight": math.sqrt(2 / (768 + 768)),  # .0361
-    "blocks.0.attn.qkv.weight": math.sqrt(2 / (768 + 3 * 768)),  # .0255
-    "blocks.11.attn.proj.weight": math.sqrt(2 / (768 + 768)),  # .0361
-    "blocks.5.mlp.fc1.weight": math.sqrt(2 / (768 + 4 * 768)),  # .0228
-    "blocks.5.mlp.fc2.weight": math.sqrt(2 / (4 * 768 + 768)),  # .0228
-    "cls_token": 0.02,
+DOCS = Path(__file__).parents[1] / "docs/recipes.md"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+PUBLISHED = {
+    "pretrain_mae_vit.yaml": {
+        "blocks, width, heads, patch": (12, 768, 12, 16),
+        "decoder: blocks, width, heads": (8, 512, 16),
+        "image size": 224,
+        "crop: share of the area": (0.2, 1.0),
+        "crop: ratio of the sides": 4 / 3,
+        "interpolation": "bicubic",
+        "mirrored": 0.5,
+        **IMAGENET,
+        "other augmentation": [],
+        "visible cells": "49 of 196",
+        "loss": ("l2", "norm_pix_loss"),
+        "optimiser": ("AdamW", (0.9, 0.95), 1e-8),
+        "rate for a batch of 256": 1.5e-4,
+        "weight decay": 0.05,
+        "epochs": 800,
+        "gradient clipping": None,
+        "drop path": 0.0,
+    },
+    "pretrain_mae_swin.yaml": {
+        "blocks, width, heads, patch": ((2, 2, 18, 2), 128, (4, 8, 16, 32), 4),
+        "decoder": "linear",
+        "windows": {6},
+        "image size": 192,
+        "crop: share of the area": (0.67, 1.0),
+        "crop: ratio of the sides": 4 / 3,
+        "interpolation": "bilinear",
+        "mirrored": 0.5,
+        **IMAGENET,
+        "other augmentation": [],
+        "visible cells": "14 of 36",  # ceil(36 * 0.6) = 22 hidden
+        "loss": ("l1", "pixels"),
+        "optimiser": ("AdamW", (0.9, 0.999), 1e-8),
+        "rate for a batch of 256": 2e-4 * 256 / 512,
+        "weight decay": 0.05,
+        "epochs": 100,
+        "gradient clipping": 5.0,
+        "drop path": 0.0,
+    },
 }
 
 
+def published_mae_rate(epoch):
+    """Of the peak; `adjust_learning_rate` with --warmup_epochs 40 --epochs 800, no least rate."""
+    if epoch < 40:
+        return epoch / 40
+    return 0.5 * (1 + math.cos(math.pi * (epoch - 40) / (800 - 40)))
+
+
+def published_simmim_rate(epoch):
+    """Of the peak; timm's CosineLRScheduler, whose warm-up lies over the cosine's beginning."""
+    if epoch < 10:
+        return (1e-6 + (2e-4 - 1e-6) * epoch / 10) / 2e-4
+    return (1e-5 + 0.5 * (2e-4 - 1e-5) * (1 + math.cos(math.pi * epoch / 100))) / 2e-4
+
+
+RATES = {
+    "pretrain_mae_vit.yaml": published_mae_rate,
+    "pretrain_mae_swin.yaml": published_simmim_rate,
+}
+
+# Standard deviations of initial weights. Xavier's is √(2 / (inputs + outputs)), and the patch
+# embedding and the joint matrix of queries, keys and values are one matrix each. A convolution or
+# linear layer as torch makes it is uniform within ±1/√inputs.
+SPREAD = {
+    "pretrain_mae_vit.yaml": {
+        "encoder.patch_embed.proj.weight": math.sqrt(2 / (768 + 768)),  # .0361
+        "encoder.blocks.0.attn.qkv.weight": math.sqrt(2 / (768 + 3 * 768)),  # .0255
+        "encoder.blocks.11.attn.proj.weight": math.sqrt(2 / (768 + 768)),  # .0361
+        "encoder.blocks.5.mlp.fc1.weight": math.sqrt(2 / (768 + 4 * 768)),  # .0228
+        "encoder.blocks.5.mlp.fc2.weight": math.sqrt(2 / (4 * 768 + 768)),  # .0228
+        "encoder.cls_token": 0.02,
+        "decoder.embed.weight": math.sqrt(2 / (768 + 512)),
+        "decoder.blocks.7.attn.qkv.weight": math.sqrt(2 / (512 + 3 * 512)),
+        "decoder.head.weight": math.sqrt(2 / (512 + 768)),
+        "decoder.mask_token": 0.02,
+        "encoder.patch_embed.proj.bias": 1 / math.sqrt(3 * 768),  # as torch makes it
+    },
+    "pretrain_mae_swin.yaml": {
+        "encoder.patch_embed.proj.weight": 1 / math.sqrt(3 * 48),  # as torch makes it
+        "encoder.layers.0.blocks.0.attn.qkv.weight": 0.02,
+        "encoder.layers.2.blocks.17.mlp.fc2.weight": 0.02,
+        "encoder.layers.3.downsample.reduction.weight": 0.02,
+        "encoder.layers.2.blocks.3.attn.relative_position_bias_table": 0.02,
+        "hiding.mask_token": 0.02,
+        "decoder.head.weight": 1 / math.sqrt(3 * 1024),  # as torch makes it
+        "decoder.head.bias": 1 / math.sqrt(3 * 1024),
+    },
+}
+
+
+class SeenError(Exception):
+    """Ends a run before its first step."""
+
+
+class Look(pl.Callback):
+    """Keeps what the run would train with."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.optimizer = trainer.optimizers[0]
+        self.curve = trainer.lr_scheduler_configs[0].scheduler.lr_lambdas[0]
+        raise SeenError
+
+
+class Built:
+    """A config as the command line reads it, made into module, data and a run that begins."""
+
+    def __init__(self, config, root):
+        said = io.StringIO()
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(said):
+            main(["fit", "--config", config, "--data.root", str(root), "--print_config"])
+        found = yaml.safe_load(said.getvalue())
+        torch.manual_seed(0)
+        self.mae = MAE(**found["model"]["init_args"])
+        # Two steps an epoch, whatever the batch.
+        self.data = ImageNetDataModule(
+            **{**found["data"]["init_args"], "batch_size": 2, "num_workers": 0}
+        )
+        self.options = found["trainer"]
+        look = Look()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=self.options["max_epochs"],
+            gradient_clip_val=self.options["gradient_clip_val"],
+            callbacks=[look],
+            num_sanity_val_steps=0,
+            **dict.fromkeys(
+                ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"],
+                False,
+            ),
+        )
+        with pytest.raises(SeenError):
+            trainer.fit(self.mae, self.data)
+        self.optimizer, self.curve = look.optimizer, look.curve
+        self.groups = {group["name"]: group for group in self.optimizer.param_groups}
+
+
 @pytest.fixture(scope="module")
-def vit():
-    torch.manual_seed(0)
-    return MAE("vit_base_patch16_224", decoder_dim=512, decoder_depth=8)
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for place in ("train/a/1", "train/a/2", "train/b/3", "train/b/4", "val/a/1", "val/b/2"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(folder / f"{place}.png")
+    return folder
 
 
-@pytest.mark.parametrize(("name", "spread"), SPREAD_OF_VIT.items())
-def test_a_fresh_vit_spreads_as_published(vit, name, spread):
-    weight = vit.encoder.get_parameter(name).detach()
-    scatter = 4 / math.sqrt(2 * weight.numel())  # four standard errors of a normal's
-    assert weight.std().item() == pytest.approx(spread, rel=scatter)
-    assert abs(weight.mean().item()) < 4 * spread / math.sqrt(weight.numel())
-    if name != "cls_token":  # uniform: nothing beyond √3 standard deviations
-        assert weight.abs().max().item() == pytest.approx(math.sqrt(3) * spread, rel=1e-3)
+@pytest.fixture(scope="module", params=PUBLISHED)
+def config(request):
+    return request.param
 
 
-def test_what_is_no_matrix_of_a_fresh_vit_is_zero_or_one(vit):
-    for name, weight in vit.encoder.named_parameters():
-        # The patch embedding's own is what torch gives a convolution, there as well.
-        if weight.ndim == 1 and name != "patch_embed.proj.bias":
-            value = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            assert (weight == value).all(), name
+@pytest.fixture(scope="module")
+def built(config, root):
+    return Built(config, root)
+
+
+def rows(built):
+    """What is built, in the words of the table."""
+    mae, data = built.mae, built.data
+    encoder, decoder, hparams = mae.encoder, mae.decoder, mae.hparams
+    crop, *rest = data._train_transform.transforms
+    group = built.groups["decay"]
+    visible = int(mae.num_cells * (1 - hparams["mask_ratio"]))
+    ids, _ = mae._choose(torch.zeros(1, 3, mae.image_size, mae.image_size), None)
+    assert ids.shape[1] == visible
+    drops = [m.drop_prob for m in mae.modules() if type(m).__name__ == "DropPath"]
+    found = {
+        "image size": mae.image_size,
+        "crop: share of the area": tuple(crop.scale),
+        "crop: ratio of the sides": crop.RATIO,
+        "interpolation": crop.mode,
+        "mirrored": crop.hflip,
+        "mean": data.mean,
+        "std": data.std,
+        "other augmentation": rest + [data.random_erasing] * (data.random_erasing > 0),
+        "visible cells": f"{visible} of {mae.num_cells}",
+        "loss": (hparams["loss"], "norm_pix_loss" if hparams["norm_pix_loss"] else "pixels"),
+        "optimiser": (type(built.optimizer).__name__, tuple(group["betas"]), group["eps"]),
+        "rate for a batch of 256": round(group["initial_lr"] * 256 / data.batch_size, 12),
+        "weight decay": group["weight_decay"],
+        "epochs": built.options["max_epochs"],
+        "gradient clipping": built.options["gradient_clip_val"],
+        "drop path": max(drops, default=0.0),
+    }
+    if hasattr(encoder, "blocks"):
+        heads, patch = encoder.blocks[0].attn.num_heads, encoder.patch_embed.patch_size[0]
+        found["blocks, width, heads, patch"] = len(encoder.blocks), encoder.embed_dim, heads, patch
+        heads = decoder.blocks[0].attn.num_heads
+        found["decoder: blocks, width, heads"] = len(decoder.blocks), decoder.dim, heads
+    else:
+        depths = tuple(len(stage.blocks) for stage in encoder.layers)
+        heads = tuple(stage.blocks[0].attn.num_heads for stage in encoder.layers)
+        patch = encoder.patch_embed.patch_size[0]
+        found["blocks, width, heads, patch"] = depths, encoder.embed_dim, heads, patch
+        found["decoder"] = decoder.describe()
+        found["windows"] = {
+            side for stage in encoder.layers for b in stage.blocks for side in b.window_size
+        }
+    return found
+
+
+@pytest.mark.slow
+def test_every_row_is_the_published_one(config, built):
+    assert rows(built) == PUBLISHED[config]
+
+
+def test_every_row_is_in_the_documents(config):
+    section = DOCS.read_text().partition(f"`{config}`")[2].partition("\n## ")[0]
+    words = {line.split("|")[1].strip() for line in section.splitlines() if line.count("|") > 3}
+    assert not PUBLISHED[config].keys() - words
+
+
+@pytest.mark.slow
+def test_the_rate_is_the_published_one_at_every_step(config, built):
+    steps_an_epoch = 2
+    for step in range(built.options["max_epochs"] * steps_an_epoch):
+        published = RATES[config](step / steps_an_epoch)
+        assert built.curve(step) == pytest.approx(published, abs=1e-9), step
+
+
+@pytest.mark.slow
+def test_what_is_decayed_is_what_the_authors_decay(config, built):
+    """Matrices and kernels, and in MAE the tokens: `add_weight_decay` of timm 0.3.2."""
+    decayed = {id(weight) for weight in built.groups["decay"]["params"]}
+    trained = {name: w for name, w in built.mae.named_parameters() if w.requires_grad}
+    assert len(trained) == sum(len(group["params"]) for group in built.groups.values())
+    assert built.groups["no_decay"]["weight_decay"] == 0
+    found = {name for name, weight in trained.items() if id(weight) in decayed}
+    wanted = {name for name, weight in trained.items() if weight.ndim > 1}
+    if "swin" in config:  # `no_weight_decay_keywords` of SimMIM's Swin, and its mask token
+        wanted = {name for name in wanted if "relative_position_bias_table" not in name}
+        assert "hiding.mask_token" not in found
+    else:
+        assert {"encoder.cls_token", "decoder.mask_token"} <= found
+        assert "encoder.pos_embed" not in trained
+    assert found == wanted
+
+
+@pytest.mark.slow
+def test_initial_weights_spread_as_published(config, built):
+    for name, spread in SPREAD[config].items():
+        weight = built.mae.get_parameter(name).detach()
+        scatter = 4 / math.sqrt(2 * weight.numel())  # four standard errors of a normal's
+        assert weight.std().item() == pytest.approx(spread, rel=scatter), name
+        assert abs(weight.mean().item()) < 4 * spread / math.sqrt(weight.numel()), name
+
+
+@pytest.mark.slow
+def test_vectors_begin_at_zero_or_one(config, built):
+    for name, weight in built.mae.named_parameters():
+        if weight.ndim == 1 and name not in SPREAD[config] and "patch_embed.proj" not in name:
+            assert (weight == float("norm" in name and name.endswith("weight"))).all(), name

@@ -1,10 +1,12 @@
 """Encoders from files: into any head and image size, or refused by name."""
 
+import numpy as np
 import pytest
 import timm
 import torch
+from scipy.interpolate import RectBivariateSpline
 
-from litcam.lightning_modules import Classifier
+from litcam.lightning_modules import MAE, Classifier
 from litcam.lightning_modules.checkpoints import save_encoder
 from litcam.lightning_modules.weights import load_weights
 
@@ -126,3 +128,25 @@ def test_swins_bias_table_is_resampled_along_the_right_axis(tmp_path):
     assert (grown.diff(dim=0) > -1e-4).all()
     assert grown[:, 0].tolist()[::2] == pytest.approx([0, 1, 2], abs=1e-3)
     torch.testing.assert_close(grown, grown[:, :1].expand(5, 5))
+
+
+def test_a_swin_pretrained_with_windows_of_6_goes_on_with_7(tmp_path):
+    """Distances of the small window are spread geometrically until they span the large one."""
+    small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
+    name = FAMILIES["swin"][0]
+    mae = MAE(name, image_size=192, backbone_args={"window_size": 6, **small})
+    file = save_encoder(mae.encoder, tmp_path / "encoder.safetensors")
+    backbone = Classifier(name, 5, weights=str(file), backbone_args=small).backbone
+    (growth,) = (r.real for r in np.roots([1, 1, 1, 1, 1 - 6]) if r.real > 0 and abs(r.imag) < 1e-9)
+    ahead = np.cumsum(growth ** np.arange(5))  # 1 to 6 in five steps
+    known, wanted = np.concatenate([-ahead[::-1], [0], ahead]), np.arange(-6, 7)
+    for stage, heads in enumerate(small["num_heads"]):
+        key = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
+        table = mae.encoder.get_parameter(key).detach().view(11, 11, heads)
+        found = backbone.get_parameter(key).detach().view(13, 13, heads)
+        for head in range(heads):
+            spline = RectBivariateSpline(known, known, table[..., head].numpy(), kx=1, ky=1)
+            expected = torch.from_numpy(spline(wanted, wanted)).float()
+            torch.testing.assert_close(found[..., head], expected, atol=1e-4, rtol=0)
+    kept = {k: v for k, v in mae.encoder.state_dict().items() if "bias_table" not in k}
+    assert all(torch.equal(value, backbone.state_dict()[key]) for key, value in kept.items())
