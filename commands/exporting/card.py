@@ -4,7 +4,9 @@ Licence, data and purpose are left to who publishes it; a number, name or pictur
 not is left out.
 """
 
+import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +41,7 @@ import timm
 import torch
 from PIL import Image
 
-network = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+network = timm.create_model({name}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
 with torch.inference_mode():
     {answer}
@@ -119,7 +121,8 @@ def _usage(source: Source, out: Path) -> str:
         answer += '\nnames = network.pretrained_cfg["label_names"]'
     methods = "" if source.model.has_classes else " --methods eigencam"
     indented = answer.replace("\n", "\n    ")
-    return USE.format(folder=out.name, answer=indented, methods=methods)
+    name = json.dumps(f"local-dir:{out.name}", ensure_ascii=False)
+    return USE.format(name=name, folder=shlex.quote(out.name), answer=indented, methods=methods)
 
 
 def _numbers(source: Source) -> list[str]:
@@ -151,7 +154,7 @@ def _copy_pictures(source: Source, folder: Path) -> list[str]:
     lines = [
         line
         for line in read_lines(source.run / name / "images.jsonl")
-        if kind in line and line.get("step") == source.step and not line.get("problem")
+        if kind in line and line.get("step") == source.step
     ]
     cells: list[str] = []
     for line in {line.get("index"): line for line in reversed(lines)}.values():
@@ -173,13 +176,17 @@ def _caption(line: dict[str, Any]) -> str:
         return f"{line['mask_share']:.0%} hidden"
     true = line.get("label_name")
     known = f", true {_escape(str(true))}" if true is not None else ""
-    return f"{_escape(str(line.get('predicted_name')))} {line.get('confidence') or 0:.2f}{known}"
+    trouble = f"; {_escape(str(line['problem']))}" if line.get("problem") else ""
+    named, sure = _escape(str(line.get("predicted_name"))), line.get("confidence") or 0
+    asked = str(line.get("class_name"))
+    about = "" if asked == line.get("predicted_name") else f"; map of {_escape(asked)}"
+    return f"{named} {sure:.2f}{known}{about}{trouble}"
 
 
 def _method(line: dict[str, Any]) -> str:
     if "map" not in line:
         return "The image with cells hidden, the cells guessed, both, and the image."
-    return f"The image, and {line.get('method')} at `{line.get('layer')}` for {line['class_name']}."
+    return f"Each image, and {line.get('method')} at `{line.get('layer')}` for its class."
 
 
 def _class_table(names: Sequence[str]) -> str:

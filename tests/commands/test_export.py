@@ -174,10 +174,12 @@ def test_the_card_tells_what_the_run_knows(run, capsys):
 
 
 def test_the_cards_own_code_runs(run, capsys, monkeypatch):
-    main(["export", str(run)])
+    main(["export", str(run), "--out", str(run / 'my "net"')])
     monkeypatch.chdir(run)
     shutil.copyfile(sorted((pets() / "val" / "dog").iterdir())[0], "photo.jpg")
-    code = re.search("```python\n(.+?)```", (run / "exported/README.md").read_text(), re.DOTALL)[1]
+    code = re.search(
+        "```python\n(.+?)```", (run / 'my "net"' / "README.md").read_text(), re.DOTALL
+    )[1]
     space = {}
     exec(code, space)
     assert space["names"] == ["cat", "dog"]
