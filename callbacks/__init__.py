@@ -1,6 +1,7 @@
 """When a prediction is explained: Lightning callbacks."""
 
 from litcam.callbacks.coverage import Coverage
+from litcam.callbacks.ema import EMA
 from litcam.callbacks.end_together import EndTogether
 from litcam.callbacks.grad_cam import GradCAM
 from litcam.callbacks.neighbours import Neighbours
@@ -10,6 +11,7 @@ from litcam.callbacks.places.wandb_logger import WandbLogger
 from litcam.callbacks.reconstructions import Reconstructions
 
 __all__ = [
+    "EMA",
     "Coverage",
     "EndTogether",
     "GradCAM",

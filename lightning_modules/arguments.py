@@ -26,7 +26,13 @@ _RULES: dict[str, Rule] = {
     "weight_decay_end": ("at least 0", lambda value: value is None or value >= 0),
     "layer_decay": ("in (0, 1]", lambda value: 0 < value <= 1),
     "norm_lr_scale": ("at least 0", lambda value: value >= 0),
-    "warmup_epochs": ("at least 0", lambda value: value >= 0),
+    "head_lr_scale": ("above 0", lambda value: value > 0),
+    "warmup_epochs": ("at least 0", lambda value: value is None or value >= 0),
+    "step_decay": (
+        "a number of epochs above 0 and a factor in (0, 1]",
+        lambda value: value is None or (value[0] > 0 and 0 < value[1] <= 1),
+    ),
+    "bce_threshold": ("in [0, 1)", lambda value: value is None or 0 <= value < 1),
     "warmup_lr_ratio": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
     "min_lr_ratio": ("in [0, 1]", lambda value: 0 <= value <= 1),
     "mixup": ("at least 0", lambda value: value >= 0),
@@ -43,7 +49,7 @@ def check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
         arguments: name to value; a name without a rule may have any.
 
     Raises:
-        ValueError: if one is out of range, two exclude each other, or timm has no such optimiser.
+        ValueError: if one is out of range, or timm has no such optimiser.
     """
     for name, value in arguments.items():
         wanted, holds = _RULES.get(name, ("", lambda value: True))
@@ -55,7 +61,3 @@ def check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
             "above 0 to start from"
         )
     check_optimizer(arguments["optimizer"], arguments["optimizer_args"])
-    if arguments.get("pretrained") and (weights := arguments.get("weights")):
-        raise ValueError(
-            f"{owner}: pretrained=True and weights={weights!r} exclude each other; pass one of them"
-        )

@@ -26,6 +26,7 @@ __all__ = [
     "start_near_zero",
     "to_channels_last",
     "warn_of_class_order",
+    "warn_of_layer_decay",
 ]
 
 
@@ -195,3 +196,11 @@ def warn_of_class_order(backbone: nn.Module, classes: list[str]) -> None:
                 "by synset, or the head has to learn the classes anew"
             )
             return
+
+
+def warn_of_layer_decay(layer_decay: float) -> None:
+    """Warn that rates which keep trained layers as they are would also keep random ones."""
+    rank_zero_warn(
+        f"layer_decay={layer_decay:g} nearly stops the first layers, and their weights are random: "
+        "pass pretrained=True or weights=FILE, or layer_decay=1 to train from scratch"
+    )

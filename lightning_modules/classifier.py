@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -21,6 +21,7 @@ from litcam.lightning_modules.backbones import (
     start_near_zero,
     to_channels_last,
     warn_of_class_order,
+    warn_of_layer_decay,
 )
 from litcam.lightning_modules.steps import GuardedSteps
 from litcam.lightning_modules.weights import load_weights
@@ -44,6 +45,7 @@ class Classifier(GuardedSteps):
         num_classes: number of classes of the head.
         pretrained: start from timm's pretrained weights, downloaded once.
         weights: start from this file or folder instead, whoever made it; see `load_weights`.
+            Where both are given, this counts.
         backbone_args: further arguments of ``timm.create_model``, such as ``img_size``.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth; not every CNN has it.
@@ -59,13 +61,17 @@ class Classifier(GuardedSteps):
         layer_decay: factor on the learning rate from each layer to the one below it;
             0.65 to 0.75 suit a pretrained ViT.
         norm_lr_scale: factor on the learning rate of normalisation layers.
-        warmup_epochs: linear warm-up, then cosine.
+        head_lr_scale: factor on the learning rate of the head, such as 10 for a fresh one.
+        warmup_epochs: linear warm-up, then cosine; null is a tenth of the run.
         warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
         warmup_prefix: begin the cosine after the warm-up; timm's default is beneath it.
         min_lr_ratio: where the cosine ends, as a share of the peak.
+        step_decay: instead of the cosine: every how many epochs the rate falls, and the factor.
         mixup: alpha of Mixup (arXiv:1710.09412); 0 is off.
         cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off.
         label_smoothing: in training; the validation loss is plain cross-entropy.
+        bce_threshold: train with binary cross-entropy (arXiv:2110.00476) and count a class as
+            present where its share of the target is above this, such as 0.2.
         channels_last: keep convolutions' weights and images with channels last in memory, as a
             GPU's bfloat16 kernels want them; shapes and results stay the same.
         compile: run the backbone under ``torch.compile``, in place.
@@ -98,17 +104,21 @@ class Classifier(GuardedSteps):
         weight_decay_end: float | None = None,
         layer_decay: float = 1.0,
         norm_lr_scale: float = 1.0,
-        warmup_epochs: float = 5.0,
+        head_lr_scale: float = 1.0,
+        warmup_epochs: float | None = 5.0,
         warmup_lr_ratio: float | None = None,
         warmup_prefix: bool = True,
         min_lr_ratio: float = 0.01,
+        step_decay: tuple[float, float] | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_smoothing: float = 0.1,
+        bce_threshold: float | None = None,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 - torch's name for it
     ) -> None:
         super().__init__()
+        pretrained = pretrained and not weights
         self.save_hyperparameters()
         check_arguments("Classifier", self.hparams)
         options = {
@@ -116,6 +126,9 @@ class Classifier(GuardedSteps):
             "drop_path_rate": drop_path_rate,
             **(backbone_args or {}),
         }
+        if linear_probe:
+            # timm's CNNs drop features in the root's forward, which is not in eval mode.
+            options["drop_rate"] = 0.0
         self.backbone = create_backbone(backbone, num_classes, pretrained=pretrained, **options)
         if weights or (pretrained and not has_pretrained_head(self.backbone)):
             start_near_zero(self.backbone)
@@ -131,6 +144,7 @@ class Classifier(GuardedSteps):
             to_channels_last(self.backbone)
         if compile:
             self.backbone.compile()
+        self._is_trained = pretrained or bool(weights)
         self._mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         # Not self.log's own mean: over ranks it rounds the mean count of images down to an integer,
         # so that 5 and 4 images on two ranks make the loss 9/8 of what it is (Lightning 2.6.6).
@@ -166,17 +180,16 @@ class Classifier(GuardedSteps):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and schedule; see `optim.configure`."""
+        if self.hparams["layer_decay"] < 1 and not self._is_trained:
+            warn_of_layer_decay(self.hparams["layer_decay"])
         return optim.configure(self.backbone, self.trainer, optim.Recipe.of(self.hparams))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, mixed if ``mixup`` or ``cutmix`` is on."""
         images, labels = _images_and_labels(batch)
         if self.hparams["mixup"] or self.hparams["cutmix"]:
-            images, targets = self._mixed(images, labels)
-            loss = SoftTargetCrossEntropy()(self(images), targets)
-        else:
-            smoothing = self.hparams["label_smoothing"]
-            loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
+            images, labels = self._mixed(images, labels)
+        loss = self._loss(self(images), labels)
         self.train_loss.update(loss.detach().expand(len(labels)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.watch(loss, batch, len(labels))
@@ -205,6 +218,10 @@ class Classifier(GuardedSteps):
         checkpoint["class_names"] = list(getattr(datamodule, "class_names", []))
         checkpoint["image_size"] = getattr(datamodule, "image_size", None)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know that the weights are no longer random."""
+        self._is_trained = True
+
     def on_train_start(self) -> None:
         """Put frozen modules into eval mode."""
         # Not in the constructor: Lightning warns of modules it finds in eval mode before this.
@@ -216,6 +233,18 @@ class Classifier(GuardedSteps):
         for module in self._frozen:
             module.eval()
         return self
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compare logits with labels (batch,) or with shares of classes (batch, num_classes)."""
+        smoothing, threshold = self.hparams["label_smoothing"], self.hparams["bce_threshold"]
+        loss: Tensor
+        if threshold is not None:
+            loss = BinaryCrossEntropy(smoothing, threshold)(logits, targets)
+        elif targets.ndim == 2:  # which Mixup has smoothed
+            loss = SoftTargetCrossEntropy()(logits, targets)
+        else:
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return loss
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if len(images) % 2:

@@ -118,7 +118,7 @@ class MAE(GuardedSteps):
         self.save_hyperparameters()
         check_arguments("MAE", self.hparams)
         self.encoder, self.image_size = create_encoder(
-            backbone, image_size, pretrained=pretrained, options=backbone_args or {}
+            backbone, image_size, pretrained=pretrained and not weights, options=backbone_args or {}
         )
         if weights:
             load_weights(self.encoder, weights)

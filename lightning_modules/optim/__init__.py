@@ -8,6 +8,7 @@ from litcam.lightning_modules.optim.schedule import (
     effective_batch_size,
     schedule_lengths,
     warmup_cosine,
+    warmup_stairs,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "parameter_groups",
     "schedule_lengths",
     "warmup_cosine",
+    "warmup_stairs",
 ]

@@ -1,6 +1,6 @@
 """How a network is optimised, said in one object, and made into optimiser and schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +18,7 @@ from litcam.lightning_modules.optim.schedule import (
     effective_batch_size,
     schedule_lengths,
     warmup_cosine,
+    warmup_stairs,
 )
 
 __all__ = ["Recipe", "configure"]
@@ -36,10 +37,12 @@ class Recipe:
         weight_decay_end: where a cosine over the whole run takes it, if not None.
         layer_decay: factor from each layer to the one below it.
         norm_lr_scale: factor on the learning rate of normalisation layers.
-        warmup_epochs: length of the linear warm-up.
+        head_lr_scale: factor on the learning rate of the classifier.
+        warmup_epochs: length of the linear warm-up; None is a tenth of the run.
         warmup_lr_ratio: first over peak learning rate; by default one step's part of the warm-up.
         warmup_prefix: begin the cosine after the warm-up; timm's default is beneath it.
         min_lr_ratio: final over peak learning rate.
+        step_decay: stairs instead of a cosine; see `warmup_stairs`.
     """
 
     lr: float
@@ -50,10 +53,12 @@ class Recipe:
     weight_decay_end: float | None = None
     layer_decay: float = 1.0
     norm_lr_scale: float = 1.0
-    warmup_epochs: float = 5.0
+    head_lr_scale: float = 1.0
+    warmup_epochs: float | None = 5.0
     warmup_lr_ratio: float | None = None
     warmup_prefix: bool = True
     min_lr_ratio: float = 0.0
+    step_decay: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "Recipe":
@@ -70,7 +75,7 @@ def configure(model: nn.Module, trainer: pl.Trainer, recipe: Recipe) -> Optimize
         trainer: gives the batch size, accumulation, world size and length of the run.
         recipe: how.
     """
-    warmup, total = schedule_lengths(trainer, recipe.warmup_epochs)
+    warmup, total, epoch = schedule_lengths(trainer, recipe.warmup_epochs)
     rate, reason = recipe.lr, "not scaled"
     if recipe.scale_lr:
         batch = effective_batch_size(trainer)
@@ -83,21 +88,22 @@ def configure(model: nn.Module, trainer: pl.Trainer, recipe: Recipe) -> Optimize
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay,
         norm_lr_scale=recipe.norm_lr_scale,
+        head_lr_scale=recipe.head_lr_scale,
     )
     # A scaler's gradients are unscaled before they are clipped, and by a fused one only later.
     fused = not (trainer.gradient_clip_val and trainer.precision == "16-mixed")
     made = create_optimizer(groups, recipe.optimizer, recipe.optimizer_args, fused=fused)
-    curve = warmup_cosine(
-        warmup,
-        total,
-        min_lr_ratio=recipe.min_lr_ratio,
-        warmup_lr_ratio=recipe.warmup_lr_ratio,
-        warmup_prefix=recipe.warmup_prefix,
-    )
-    schedule = LambdaLR(made, curve)
+    schedule = LambdaLR(made, _curve(recipe, warmup, total, epoch))
     if recipe.weight_decay_end is not None:
         decay_along_cosine(schedule, total, recipe.weight_decay_end)
     return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _curve(recipe: Recipe, warmup: int, total: int, epoch: int) -> Callable[[int], float]:
+    ends = {"min_lr_ratio": recipe.min_lr_ratio, "warmup_lr_ratio": recipe.warmup_lr_ratio}
+    if recipe.step_decay is not None:
+        return warmup_stairs(warmup, epoch, recipe.step_decay, **ends)
+    return warmup_cosine(warmup, total, warmup_prefix=recipe.warmup_prefix, **ends)
 
 
 def _say(recipe: Recipe, rates: str) -> None:

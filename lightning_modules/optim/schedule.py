@@ -1,4 +1,4 @@
-"""How rate and weight decay go over a run: a warm-up, then a cosine."""
+"""How rate and weight decay go over a run: a warm-up, then a cosine or stairs."""
 
 import math
 from collections.abc import Callable
@@ -13,6 +13,7 @@ __all__ = [
     "effective_batch_size",
     "schedule_lengths",
     "warmup_cosine",
+    "warmup_stairs",
 ]
 
 REFERENCE_BATCH = 256  # the batch a learning rate is quoted for in the MAE and ConvNeXt papers
@@ -46,13 +47,49 @@ def warmup_cosine(
     # resumed for more epochs would then silently keep the old, shorter schedule.
     def factor(step: int) -> float:
         if step < warmup_steps:
-            if warmup_lr_ratio is None:
-                return (step + 1) / warmup_steps
-            return warmup_lr_ratio + (1 - warmup_lr_ratio) * step / warmup_steps
+            return _warmup(step, warmup_steps, warmup_lr_ratio)
         before = warmup_steps if warmup_prefix else 0
         return _half_cosine(1.0, min_lr_ratio, step - before, total_steps - before)
 
     return factor
+
+
+def warmup_stairs(
+    warmup_steps: int,
+    epoch_steps: int,
+    step_decay: tuple[float, float],
+    *,
+    min_lr_ratio: float = 0.0,
+    warmup_lr_ratio: float | None = None,
+) -> Callable[[int], float]:
+    """Return the factor on the learning rate at each optimiser step.
+
+    Linear to 1 over the warm-up, as in `warmup_cosine`; from then on as much lower as the epochs
+    since the first step make it, and not below ``min_lr_ratio``.
+
+    Args:
+        warmup_steps: of the warm-up.
+        epoch_steps: of an epoch.
+        step_decay: every how many epochs, and the factor then; the rate changes between epochs.
+        min_lr_ratio: the lowest stair.
+        warmup_lr_ratio: first over peak learning rate.
+
+    >>> factor = warmup_stairs(2, 10, (1.5, 0.1))
+    >>> [round(factor(step), 3) for step in (0, 1, 2, 19, 20, 29, 30)]
+    [0.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01]
+    """
+    every, drop = step_decay
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return _warmup(step, warmup_steps, warmup_lr_ratio)
+        return max(min_lr_ratio, float(drop ** ((step // epoch_steps) // every)))
+
+    return factor
+
+
+def _warmup(step: int, steps: int, first: float | None) -> float:
+    return (step + 1) / steps if first is None else first + (1 - first) * step / steps
 
 
 def decay_along_cosine(schedule: LambdaLR, total_steps: int, end: float) -> None:
@@ -102,10 +139,11 @@ def effective_batch_size(trainer: pl.Trainer) -> int:
     return int(batch_size) * trainer.accumulate_grad_batches * trainer.world_size
 
 
-def schedule_lengths(trainer: pl.Trainer, warmup_epochs: float) -> tuple[int, int]:
-    """Return the optimiser steps of the warm-up and of the whole run.
+def schedule_lengths(trainer: pl.Trainer, warmup_epochs: float | None) -> tuple[int, int, int]:
+    """Return the optimiser steps of the warm-up, of the whole run and of an epoch.
 
-    A warm-up that would fill the run is cut to a tenth of it, so that a short trial still trains.
+    A warm-up of None epochs is a tenth of the run, and so is one that would fill it, so that a
+    short trial still trains.
 
     Raises:
         ValueError: if the run has no end, or the train loader no length to count epochs by.
@@ -118,13 +156,16 @@ def schedule_lengths(trainer: pl.Trainer, warmup_epochs: float) -> tuple[int, in
             f"the schedule needs an end, got max_epochs={trainer.max_epochs} and "
             f"max_steps={trainer.max_steps}; set max_steps, or max_epochs with a sized train loader"
         )
-    batches = trainer.num_training_batches
-    if warmup_epochs and batches == math.inf:
-        raise ValueError(
-            f"warmup_epochs={warmup_epochs} cannot be counted: the train loader has no length; "
-            "set limit_train_batches, or warmup_epochs=0"
-        )
-    if not warmup_epochs:
-        return 0, int(total)
-    warmup = round(warmup_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-    return (warmup if warmup < total else int(total) // 10), int(total)
+    total, batches = int(total), trainer.num_training_batches
+    if batches == math.inf:
+        if warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs={warmup_epochs} cannot be counted: the train loader has no length; "
+                "set limit_train_batches, or warmup_epochs=0"
+            )
+        return (0 if warmup_epochs == 0 else total // 10), total, total
+    epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    if warmup_epochs is None:
+        return total // 10, total, epoch
+    warmup = round(warmup_epochs * epoch)
+    return (warmup if warmup < total else total // 10), total, epoch

@@ -262,7 +262,8 @@ def test_learning_rate_monitor_gets_readable_names(tmp_path):
     run = trainer(
         logger=CSVLogger(tmp_path), callbacks=[LearningRateMonitor()], log_every_n_steps=1
     )
-    run.fit(make("vit", layer_decay=0.7, norm_lr_scale=0.5), Data())
+    with pytest.warns(UserWarning, match="layer_decay=0.7 nearly stops the first layers"):
+        run.fit(make("vit", layer_decay=0.7, norm_lr_scale=0.5), Data())
     names = {key for key in run.callback_metrics if key.startswith("lr-")}
     assert {"lr-AdamW/layer00_decay", "lr-AdamW/layer02_norm"} <= names
 
@@ -303,7 +304,9 @@ def test_the_learning_rate_is_told_in_one_line(caplog):
         ),
         ({"freeze": ["layer9"]}, "freeze: 'layer9' is not in the backbone; close: layer"),
         ({"freeze": ["stem!"]}, "'stem!' is not in the backbone; close: "),
-        ({"pretrained": True, "weights": "a"}, "pretrained=True and weights='a' exclude"),
+        ({"pretrained": True, "weights": "a"}, "a: there is no such file"),
+        ({"step_decay": (0, 0.1)}, r"step_decay must be a number of epochs .* got \(0, 0.1\)"),
+        ({"bce_threshold": 1.0}, r"bce_threshold must be in \[0, 1\), got 1.0"),
         ({"weights": "missing.safetensors"}, "missing.safetensors: there is no such file"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\), got 1.5"),

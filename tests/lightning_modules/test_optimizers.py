@@ -4,10 +4,11 @@ import math
 
 import lightning.pytorch as pl
 import pytest
+import timm
 import torch
 from test_optim import FAMILIES, loader, trainer
 from timm.optim import get_optimizer_info, list_optimizers
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from torch import nn
 
 from litcam.lightning_modules import MAE, Classifier, optim
@@ -114,6 +115,59 @@ def test_a_warmup_from_a_share_of_the_peak_is_timms(prefix):
     for now in range(100):
         timms.step(now)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * factor(now))
+
+
+def test_stairs_are_timms():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    timms = StepLRScheduler(
+        optimizer, 2.4, 0.97, warmup_t=3, warmup_lr_init=0.04, warmup_prefix=False
+    )
+    factor = optim.warmup_stairs(3 * 5, 5, (2.4, 0.97), warmup_lr_ratio=0.1)
+    for epoch in range(40):
+        timms.step(epoch)
+        # timm changes the rate between epochs, also in the warm-up.
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * factor(5 * epoch))
+        if epoch >= 3:
+            assert factor(5 * epoch) == factor(5 * epoch + 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_has_its_own_rate(family):
+    name, options = FAMILIES[family]
+    model = timm.create_model(name, num_classes=4, **options)
+    rates = {
+        parameter: group["lr"]
+        for group in optim.parameter_groups(model, 0.1, head_lr_scale=10.0)
+        for parameter in group["params"]
+    }
+    head = set(model.get_classifier().parameters())
+    assert {rates[p] for p in head} == {1.0}
+    assert {rates[p] for p in model.parameters() if p not in head} == {0.1}
+
+
+class Rates(pl.Callback):
+    """Write down the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # 24 steps, of which a tenth warms up
+        ({"warmup_epochs": None, "min_lr_ratio": 1.0}, [0.5] + 23 * [1.0]),
+        ({"warmup_epochs": 0, "step_decay": [2, 0.1]}, 12 * [1.0] + 12 * [0.1]),
+    ],
+)
+def test_the_rate_of_a_run(options, expected):
+    rates = Rates()
+    module = Classifier(NAME, 4, backbone_args=OPTIONS, lr=1.0, scale_lr=False, **options)
+    trainer(max_epochs=4, callbacks=[rates]).fit(module, loader())
+    assert rates.seen == pytest.approx(expected)
 
 
 class Decays(pl.Callback):
