@@ -31,7 +31,9 @@ COMMANDS = {
     "fit": _command("train: litcam fit --config finetune_resnet34.yaml", "fit", "run", "fit"),
     "validate": _command("measure and explain a checkpoint", "fit", "run", "validate"),
     "test": _command("the same on the test images", "fit", "run", "test"),
-    "predict": _command("name what is on images", "fit", "run", "predict"),
+    "predict": _command(
+        "name what is on photos: litcam predict PHOTO --ckpt_path FILE", "predict", "predict"
+    ),
     "explain": _command("where networks look, side by side in one figure", "explain", "explain"),
     "report": _command("a run on one page for the browser, report.html", "report", "report"),
     "export": _command("a run's network as timm, the hub and ONNX have it", "export", "export"),

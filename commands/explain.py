@@ -3,24 +3,19 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
-from torchvision.transforms import v2
 
 from litcam.commands import errors
 from litcam.commands.explain_options import name_photos, parse
 from litcam.commands.explain_results import Results
 from litcam.commands.explained_models import Model, load_model, name_models
-from litcam.datamodules.files import read_whole
-from litcam.datamodules.pixels.decode import decode
-from litcam.datamodules.pixels.transforms import eval_transform, normalize
+from litcam.commands.photos import Tick, progress_bar, read_photo
+from litcam.datamodules.pixels.transforms import normalize
 from litcam.explain import CAM
 from litcam.explain.comparison import Cell, explain_photo
 from litcam.explain.figures import Picture, enlarge
@@ -55,8 +50,6 @@ For instance: litcam explain cat_and_dog.jpg --models resnet34 --classes cat dog
 # What a program says that was stopped by Ctrl-C.
 STOPPED = 130
 
-Tick = Callable[[int, str], None]
-
 
 def explain(args: Sequence[str]) -> None:
     """Explains photos; `args` are the words after `litcam explain`.
@@ -78,7 +71,7 @@ def explain(args: Sequence[str]) -> None:
     results = Results(Path(options.out), options.classes, options.methods)
     stopped = False
     try:
-        with _bar(len(options.models) * len(options.photos) * len(options.methods)) as tick:
+        with progress_bar(len(options.models) * len(options.photos) * len(options.methods)) as tick:
             _explain_all(options, results, report, tick)
     except KeyboardInterrupt:
         stopped = True
@@ -123,7 +116,7 @@ def _explain_all(
             start = done + number * steps
             before = partial(_tick_method, tick, start, options.methods, f"{model.name}, {title}")
             try:
-                image = decode(read_whole(photo), str(photo))
+                image = read_photo(photo, model.image_size, model.config)
             except (ValueError, OSError) as error:
                 report(_reason(error))
                 continue
@@ -154,13 +147,12 @@ def _reason(error: Exception) -> str:
 def _explain(
     model: Model,
     cam: CAM,
-    pixels: Tensor,
+    image: Tensor,
     photo: Path,
     options: argparse.Namespace,
     before: Callable[[str], None],
 ) -> tuple[Picture, list[Cell], list[str]]:
     """What the network saw, its heatmaps in that size, and what it does not have."""
-    image = _transform(model)(pixels)
     resolve = partial(model.resolve, folder=photo.absolute().parent.name)
     cells, problems = explain_photo(
         cam,
@@ -177,29 +169,7 @@ def _explain(
     return picture, cells, [prefix + problem for problem in problems]
 
 
-def _transform(model: Model) -> v2.Transform:
-    height, width = model.image_size
-    if height == width:
-        return eval_transform(height, model.config)
-    return v2.Resize((height, width), antialias=True)
-
-
 def _enlarge(cell: Cell, size: tuple[int, int]) -> None:
     if cell.heatmap.shape != size:
         heat = torch.nn.functional.interpolate(cell.heatmap[None, None], size, mode="bilinear")
         cell.heatmap = heat[0, 0]
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Tick]:
-    console = Console()
-    columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
-    # A log file would get every state of the bar.
-    silent = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
-        task = progress.add_task("", total=total)
-
-        def tick(done: int, what: str) -> None:
-            progress.update(task, completed=done, description=what)
-
-        yield tick

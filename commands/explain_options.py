@@ -11,7 +11,7 @@ from litcam.commands import errors, yaml_text
 from litcam.commands.config_files import find_configs
 from litcam.commands.devices import find_device
 from litcam.commands.options import OptionParser
-from litcam.datamodules.sources.layouts import is_image
+from litcam.commands.photos import find_photos
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS
 
 Key = TypeVar("Key")
@@ -44,7 +44,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     options.device = find_device(str(options.device))
     for name in ("photos", "models", "classes", "methods"):
         setattr(options, name, list(dict.fromkeys(getattr(options, name))))
-    options.photos, no_photos = _find_photos(options.photos)
+    options.photos, no_photos = find_photos(options.photos)
     options.methods, no_methods = _find_methods(options.methods)
     for found, problems in ((options.photos, no_photos), (options.methods, no_methods)):
         if not found:
@@ -104,22 +104,6 @@ def _as_word(file: Path, name: str, value: Any, default: Any) -> Any:
         if not isinstance(word, str | int | float):
             raise ValueError(f"config {file}: {name} must be a word, got {word!r}")
     return [str(word) for word in words] if isinstance(default, list) else str(value)
-
-
-def _find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    photos: list[Path] = []
-    problems = []
-    for path in map(Path, names):
-        if path.is_dir():
-            found = sorted(at for at in path.iterdir() if is_image(at.name))
-            problems += [] if found else [f"folder {path} holds no images"]
-        elif path.exists():
-            found = [path]
-        else:
-            found = []
-            problems.append(f"photo {path} does not exist; check the path")
-        photos += found
-    return list(dict.fromkeys(photos)), problems
 
 
 def _find_methods(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""`litcam fit | validate | test | predict`: their help at once, their work by LightningCLI."""
+"""`litcam fit | validate | test`: their help at once, their work by LightningCLI."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,6 @@ PURPOSE = {
     "fit": "Trains, and explains validation images at every epoch.",
     "validate": "Measures a checkpoint on the validation images and explains some of them.",
     "test": "Measures a checkpoint on the test images and explains some of them.",
-    "predict": "Runs a checkpoint over images.",
 }
 
 
