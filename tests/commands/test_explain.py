@@ -77,11 +77,10 @@ def test_the_heatmap_is_cams(photo):
     main(["explain", photo, "--models", "test_resnet", "--classes", "3"])
     (at,) = record()
     model = load_model("test_resnet", pretrained=False)
-    from litcam.commands.explain import _transform
-    from litcam.datamodules.pixels.decode import decode
+    from litcam.commands.photos import read_photo
     from litcam.datamodules.pixels.transforms import normalize
 
-    image = _transform(model)(decode(Path(photo).read_bytes(), photo))[None]
+    image = read_photo(Path(photo), model.image_size, model.config)[None]
     with CAM(model.network) as cam, torch.no_grad():
         logits = model.network(normalize(image, model.config))
     assert at["probability"] == pytest.approx(float(logits.softmax(1)[0, 3]), rel=1e-5)
