@@ -1,10 +1,13 @@
 """`litcam export`: a run's network as others load it."""
 
+import argparse
 import logging
 import shutil
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from litcam.commands.exporting import (
     Source,
@@ -46,20 +49,14 @@ def export(args: Sequence[str]) -> None:
     """Exports a run; `args` are the words after `litcam export`.
 
     Raises:
-        OSError: There is no such run or checkpoint, or the folder cannot be written to.
-        ValueError: It is damaged, the folder is there already, or an option makes no sense.
+        OSError: There is no such run or checkpoint.
+        ValueError: It is damaged, the folder is there already or cannot be written to, or an option
+            makes no sense.
     """
     if not args or not {"-h", "--help"}.isdisjoint(args):
         print(PAGE)
         return
-    parser = OptionParser("export")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--ckpt_path", default="")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--no_pictures", action="store_true")
-    parser.add_argument("--onnx", action="store_true")
-    options = parser.parse_args(args)
+    options = _parse(args)
     if options.onnx:
         check_installed()
     # How many tensors were loaded is no news here.
@@ -67,16 +64,23 @@ def export(args: Sequence[str]) -> None:
     source = find_source(options.run, options.ckpt_path)
     out = options.out or source.run / "exported"
     _check_free(out, options.overwrite)
-    place = out.resolve()
-    partial = place.with_name(f"{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a kill
     try:
-        partial.mkdir(parents=True)
-        told = _write_all(source, partial, out, options.onnx, not options.no_pictures)
-        kept = _put(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print("\n".join([*kept, *told]))
+        lines = _write_whole(source, out, options)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"cannot write to {out}: {reason}; give another --out") from None
+    print("\n".join(lines))
+
+
+def _parse(args: Sequence[str]) -> argparse.Namespace:
+    parser = OptionParser("export")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--ckpt_path", default="")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--no_pictures", action="store_true")
+    parser.add_argument("--onnx", action="store_true")
+    return parser.parse_args(args)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -90,11 +94,23 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise ValueError(f"folder {out} holds no export to write over; give another --out")
 
 
-def _write_all(source: Source, folder: Path, out: Path, onnx: bool, pictures: bool) -> list[str]:
-    """Writes everything; the lines that tell what and where."""
+def _write_whole(source: Source, out: Path, options: argparse.Namespace) -> list[str]:
+    """Writes a folder beside the place, which then takes it; the lines that tell what and where."""
+    place = out.resolve()
+    partial = place.with_name(f"{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a kill
+    try:
+        partial.mkdir(parents=True)
+        lines = _write_all(source, partial, out, options)
+        return [*_put(partial, place), *lines]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_all(source: Source, folder: Path, out: Path, options: argparse.Namespace) -> list[str]:
     write_timm(source.model, folder)
-    compared = _write_onnx(source, folder) if onnx else ""
-    write_card(source, folder, out, pictures=pictures, onnx=compared)
+    compared = _write_onnx(source, folder) if options.onnx else ""
+    write_card(source, folder, out, pictures=not options.no_pictures, onnx=compared)
     shown = sum(1 for _ in folder.glob("pictures/*"))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     why = f" ({source.told})" if source.told else ""
