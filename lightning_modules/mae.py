@@ -35,6 +35,7 @@ from litcam.lightning_modules.masking import (
 )
 from litcam.lightning_modules.reconstruction import (
     Reconstruction,
+    at_least_float32,
     denormalise_cells,
     normalise_cells,
 )
@@ -173,7 +174,7 @@ class MAE(GuardedSteps):
         if borrowed := bool(self.hparams["norm_pix_loss"]):
             predicted = denormalise_cells(predicted, target)
         places = rearrange(ids[1], "b n -> b n 1 1").expand_as(predicted)
-        cells = patchify(images.float(), self.cell_size).scatter(1, places, predicted)
+        cells = patchify(at_least_float32(images), self.cell_size).scatter(1, places, predicted)
         hidden = ~visible_map(ids[0], self.grid)
         return Reconstruction(
             predicted=unpatchify(cells, self.grid),
@@ -246,9 +247,11 @@ class MAE(GuardedSteps):
     def _predict(self, images: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return predicted and true pixels of hidden cells (batch, num_hidden, cell_size², 3)."""
         tokens = self.hiding(self.encoder, images, *ids)
-        predicted = rearrange(self.decoder(tokens, *ids).float(), "b n (p c) -> b n p c", c=3)
+        predicted = at_least_float32(self.decoder(tokens, *ids))
+        predicted = rearrange(predicted, "b n (p c) -> b n p c", c=3)
         places = rearrange(ids[1], "b n -> b n 1 1")
-        return predicted, patchify(images.float(), self.cell_size).take_along_dim(places, dim=1)
+        cells = patchify(at_least_float32(images), self.cell_size)
+        return predicted, cells.take_along_dim(places, dim=1)
 
     def _losses(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every hidden cell (batch, num_hidden)."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Reconstruction", "denormalise_cells", "normalise_cells"]
+__all__ = ["Reconstruction", "at_least_float32", "denormalise_cells", "normalise_cells"]
 
 
 @dataclass
@@ -25,6 +25,11 @@ class Reconstruction:
     hidden: Tensor
     psnr: Tensor
     borrowed: bool
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Widen half precision, in which squares and variances of pixels would be coarse."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def normalise_cells(cells: Tensor) -> Tensor:

@@ -256,7 +256,7 @@ def test_what_is_decayed_is_what_the_authors_decay(config, built):
     assert built.groups["no_decay"]["weight_decay"] == 0
     found = {name for name, weight in trained.items() if id(weight) in decayed}
     wanted = {name for name, weight in trained.items() if weight.ndim > 1}
-    if "swin" in config:  # `no_weight_decay_keywords` of SimMIM's Swin, and its mask token
+    if "swin" in config:  # as SimMIM names them, though its code misses the tables
         wanted = {name for name in wanted if "relative_position_bias_table" not in name}
         assert "hiding.mask_token" not in found
     else:
