@@ -14,7 +14,7 @@ The experiment
                               or a file of yours; later ones win over earlier ones
   --data.root DIR             folder with train/<class> and val/<class>, or Kaggle's ImageNet
   --model.backbone NAME       any timm model
-  --model.pretrained true     start from timm's weights
+  --model.weights FILE        start from weights you have, not from timm's as finetune_* does
   --model.lr 3e-4 --data.batch_size 64 --trainer.max_epochs 30
 
 The run

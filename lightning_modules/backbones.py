@@ -4,7 +4,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import nn
+
+from litcam.lightning_modules.hub import no_waiting_for_the_hub
 
 __all__ = [
     "classifier_names",
@@ -45,7 +47,8 @@ def create_backbone(
     given = {key: value for key, value in options.items() if value is not None}
     head = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        with quiet_resampling():
+        hub = no_waiting_for_the_hub() if pretrained else nullcontext()
+        with quiet_resampling(), hub:
             return timm.create_model(name, pretrained=pretrained, **head, **given)
     except TypeError as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
