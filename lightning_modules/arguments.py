@@ -15,6 +15,7 @@ _RULES: dict[str, Rule] = {
     "drop_rate": ("in [0, 1)", lambda value: 0 <= value < 1),
     "drop_path_rate": ("in [0, 1)", lambda value: 0 <= value < 1),
     "mask_ratio": ("in (0, 1)", lambda value: 0 < value < 1),
+    "decoder": ("unet or transformer", lambda value: value in (None, "unet", "transformer")),
     "decoder_dim": (
         "a multiple of 32",
         lambda value: value is None or (value > 0 and value % 32 == 0),
@@ -61,3 +62,8 @@ def check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
             "above 0 to start from"
         )
     check_optimizer(arguments["optimizer"], arguments["optimizer_args"])
+    if arguments.get("decoder") == "unet" and (depth := arguments.get("decoder_depth")) is not None:
+        raise ValueError(
+            f"{owner}: decoder='unet' has a block for each doubling of the size, got "
+            f"decoder_depth={depth}; leave it out"
+        )

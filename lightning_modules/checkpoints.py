@@ -112,7 +112,7 @@ def save_pretrained(module: Any) -> Path | None:
         "cell_size": module.cell_size,
         "mean": list(getattr(data, "mean", None) or config["mean"]),
         "std": list(getattr(data, "std", None) or config["std"]),
-        "decoder": {"dim": module.decoder.dim, "depth": module.decoder.depth},
+        "decoder": {name: getattr(module.decoder, name) for name in ("kind", "dim", "depth")},
         "epoch": trainer.current_epoch,
         "step": trainer.global_step,
         "timm": timm.__version__,

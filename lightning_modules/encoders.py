@@ -9,6 +9,7 @@ from einops import rearrange
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from litcam.lightning_modules.backbones import create_backbone
 from litcam.lightning_modules.decoders import sincos_positions
@@ -19,6 +20,7 @@ __all__ = [
     "create_encoder",
     "find_grid",
     "freeze_unreached",
+    "has_batch_norm",
     "initialise_vit",
     "on_meta",
     "set_sincos_positions",
@@ -131,7 +133,14 @@ def on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("meta")
 
 
-def freeze_unreached(encoder: nn.Module, encode: Callable[[nn.Module], Tensor]) -> list[str]:
+def has_batch_norm(encoder: nn.Module) -> bool:
+    """Whether a model takes statistics over images, as a ResNet does and a ConvNeXt does not."""
+    return any(isinstance(module, _BatchNorm) for module in encoder.modules())
+
+
+def freeze_unreached(
+    encoder: nn.Module, encode: Callable[[nn.Module], Tensor | list[Tensor]]
+) -> list[str]:
     """Stop training what gets no gradient, such as a layer after the pooling; return the names.
 
     DistributedDataParallel waits for the gradient of every trainable parameter.
@@ -142,7 +151,9 @@ def freeze_unreached(encoder: nn.Module, encode: Callable[[nn.Module], Tensor]) 
     """
     meta = on_meta(encoder)
     named = {name: weight for name, weight in meta.named_parameters() if weight.requires_grad}
-    gradients = torch.autograd.grad(encode(meta).sum(), list(named.values()), allow_unused=True)
+    seen = encode(meta)
+    sums = [features.sum() for features in (seen if isinstance(seen, list) else [seen])]
+    gradients = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
     unreached = [name for name, grad in zip(named, gradients, strict=True) if grad is None]
     for name in unreached:
         encoder.get_parameter(name).requires_grad_(False)

@@ -8,6 +8,9 @@ All of it is done by forward hooks that are put on before the forward and taken 
 family is one class here and its line in `find_hiding`.
 """
 
+from collections.abc import Iterable
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,9 +21,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from litcam.lightning_modules.masking import enlarge, gather_cells, visible_map
-from litcam.lightning_modules.sparse import hooked, is_convolutional, sparse_hooks
+from litcam.lightning_modules.sparse import Hook, hooked, is_convolutional, sparse_hooks
 
-__all__ = ["DropTokens", "Hiding", "MaskToken", "SparseConvolution", "find_hiding"]
+__all__ = [
+    "DropTokens",
+    "Hiding",
+    "MaskToken",
+    "SparseConvolution",
+    "SparsePyramid",
+    "find_hiding",
+    "finer_stages",
+]
 
 
 class Hiding(nn.Module):
@@ -44,7 +55,7 @@ class Hiding(nn.Module):
 
     def forward(
         self, encoder: nn.Module, images: Tensor, ids_keep: Tensor, ids_hidden: Tensor
-    ) -> Tensor:
+    ) -> Tensor | list[Tensor]:
         """Encode images (batch, 3, height, width).
 
         Args:
@@ -56,7 +67,7 @@ class Hiding(nn.Module):
         Returns:
             Tokens (batch, prefix + num_visible [+ num_hidden], dim): the encoder's prefix tokens,
             such as a class token, then those of ``ids_keep``, then those of ``ids_hidden`` where
-            it ``shows_hidden``.
+            it ``shows_hidden``. Of a `SparsePyramid`, maps instead.
         """
         raise NotImplementedError
 
@@ -112,6 +123,12 @@ class SparseConvolution(Hiding):
         Raises:
             ValueError: if the encoder recomputes layers in the backward, where no hook is on.
         """
+        features = self._encode(encoder, images, ids_keep)
+        return gather_cells(rearrange(features, "b c h w -> b (h w) c"), ids_keep)
+
+    def _encode(
+        self, encoder: Any, images: Tensor, ids_keep: Tensor, hooks: Iterable[Hook] = ()
+    ) -> Tensor:
         if any(getattr(module, "grad_checkpointing", False) for module in encoder.modules()):
             raise ValueError(
                 "MAE: gradient checkpointing would recompute the CNN without its mask; "
@@ -119,27 +136,73 @@ class SparseConvolution(Hiding):
             )
         visible = visible_map(ids_keep, self._grid)
         seen = enlarge(visible, images.shape[2:]).unsqueeze(1).to(images.dtype)
-        with hooked(sparse_hooks(encoder, visible, ids_keep)):
-            features = encoder.forward_features(images * seen)
-        return gather_cells(rearrange(features, "b c h w -> b (h w) c"), ids_keep)
+        with hooked([*sparse_hooks(encoder, visible, ids_keep), *hooks]):
+            features: Tensor = encoder.forward_features(images * seen)
+        return features
 
 
-def find_hiding(encoder: nn.Module, name: str) -> type[Hiding]:
+class SparsePyramid(SparseConvolution):
+    """The same, for a decoder that reads the maps of several stages (SparK, arXiv:2301.03580)."""
+
+    def forward(  # type: ignore[override]
+        self, encoder: Any, images: Tensor, ids_keep: Tensor, ids_hidden: Tensor
+    ) -> list[Tensor]:
+        """Encode images (batch, 3, height, width), as `Hiding.forward` does.
+
+        Returns:
+            Up to four maps (batch, channels, rows, columns), the last one first, each twice as high
+            and wide as the one before it. In hidden cells they mean nothing.
+        """
+        finer: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, args: Any, features: Tensor) -> None:
+            finer[name] = features
+
+        names = finer_stages(encoder)
+        hooks: list[Hook] = [
+            ("after", encoder.get_submodule(name), partial(keep, name)) for name in names
+        ]
+        last = self._encode(encoder, images, ids_keep, hooks)
+        return [last, *(finer[name] for name in names)]
+
+
+def finer_stages(encoder: Any) -> list[str]:
+    """Name the stages of a CNN whose maps are 2, 4 and 8 times the size of its last one's.
+
+    Where several have a size, the last of them; up to the first size that none has, and none where
+    doubling does not lead to the image.
+    """
+    by_stride = {stage["reduction"]: stage["module"] for stage in encoder.feature_info}
+    last = max(by_stride)
+    if last.bit_count() != 1:
+        return []
+    strides = takewhile(lambda stride: stride in by_stride, (last / 2, last / 4, last / 8))
+    return [by_stride[stride] for stride in strides]
+
+
+def find_hiding(encoder: nn.Module, name: str, *, pyramid: bool | None = False) -> type[Hiding]:
     """Choose how cells are hidden from a timm model.
 
     Args:
         encoder: the model.
         name: what it is called, for the message.
+        pyramid: whether the decoder reads several maps; None leaves it to the encoder.
 
     Raises:
-        ValueError: if the model belongs to none of the families.
+        ValueError: if the model belongs to none of the families, or cannot give several maps.
     """
+    several = is_convolutional(encoder) and len(finer_stages(encoder)) > 1
+    if pyramid and not several:
+        raise ValueError(
+            f"MAE: decoder='unet' reads the feature maps of a CNN at three sizes or more, and "
+            f"backbone {name} ({type(encoder).__name__}) has none; leave decoder out"
+        )
     if isinstance(encoder, VisionTransformer):
         return DropTokens
     if isinstance(encoder, SwinTransformer | SwinTransformerV2):
         return MaskToken
     if is_convolutional(encoder):
-        return SparseConvolution
+        return SparsePyramid if several and pyramid is not False else SparseConvolution
     raise ValueError(
         f"MAE: backbone {name} ({type(encoder).__name__}) is no ViT, Swin or CNN that cells can be "
         "hidden from; for instance: vit_base_patch16_224, swin_base_patch4_window7_224, resnet50"

@@ -21,6 +21,7 @@ from litcam.lightning_modules.encoders import (
     create_encoder,
     find_grid,
     freeze_unreached,
+    has_batch_norm,
     initialise_vit,
     on_meta,
     set_sincos_positions,
@@ -64,8 +65,10 @@ class MAE(GuardedSteps):
         pretrained: start from timm's pretrained weights, downloaded once.
         weights: start from this file or folder instead, whoever made it; see `load_weights`.
         backbone_args: further arguments of ``timm.create_model``, such as ``patch_size``.
+        decoder: ``unet`` reads the maps of a CNN's stages (SparK), ``transformer`` the last one
+            alone; by default a UNet for a CNN, unless it gets a ``decoder_depth``.
         decoder_dim: width of the decoder; by default it is sized to the encoder.
-        decoder_depth: its transformer blocks; 0 is one linear layer, Swin's default.
+        decoder_depth: transformer blocks; 0 is one linear layer, Swin's default.
         loss: ``l2`` (MAE) or ``l1`` (SimMIM), of the hidden pixels.
         norm_pix_loss: predict each cell normalised by its own mean and variance.
         learned_positions: train the position embedding of a ViT instead of sines and cosines.
@@ -97,6 +100,7 @@ class MAE(GuardedSteps):
         pretrained: bool = False,
         weights: str = "",
         backbone_args: dict[str, Any] | None = None,
+        decoder: Literal["unet", "transformer"] | None = None,
         decoder_dim: int | None = None,
         decoder_depth: int | None = None,
         loss: Literal["l2", "l1"] = "l2",
@@ -123,7 +127,8 @@ class MAE(GuardedSteps):
         )
         if weights:
             load_weights(self.encoder, weights)
-        hiding = find_hiding(self.encoder, backbone)
+        pyramid = None if decoder is None and decoder_depth is None else decoder == "unet"
+        hiding = find_hiding(self.encoder, backbone, pyramid=pyramid)
         self.grid, self.cell_size = find_grid(self.encoder, backbone, self.image_size)
         self.num_cells = self.grid[0] * self.grid[1]
         check_cells(self.num_cells, self.cell_size, mask_ratio)
@@ -143,6 +148,7 @@ class MAE(GuardedSteps):
             depth=decoder_depth,
             num_prefix_tokens=getattr(self.encoder, "num_prefix_tokens", 0),
             shows_hidden=self.hiding.shows_hidden,
+            layer_norm=not has_batch_norm(self.encoder),
         )
         # Metrics, not self.log's own mean; see Classifier.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -246,8 +252,8 @@ class MAE(GuardedSteps):
 
     def _predict(self, images: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return predicted and true pixels of hidden cells (batch, num_hidden, cell_size², 3)."""
-        tokens = self.hiding(self.encoder, images, *ids)
-        predicted = at_least_float32(self.decoder(tokens, *ids))
+        seen = self.hiding(self.encoder, images, *ids)
+        predicted = at_least_float32(self.decoder(seen, *ids))
         predicted = rearrange(predicted, "b n (p c) -> b n p c", c=3)
         places = rearrange(ids[1], "b n -> b n 1 1")
         cells = patchify(at_least_float32(images), self.cell_size)
@@ -277,13 +283,13 @@ class MAE(GuardedSteps):
         first = (batch_idx * self.trainer.world_size + self.global_rank) << 20
         return torch.arange(len(_images(batch)), device=self.device) + first
 
-    def _encode_on_meta(self, encoder: torch.nn.Module) -> Tensor:
+    def _encode_on_meta(self, encoder: torch.nn.Module) -> Tensor | list[Tensor]:
         images = torch.zeros(2, 3, self.image_size, self.image_size, device="meta")
         ids = choose_cells(
             torch.zeros(2, self.num_cells, device="meta"), self.hparams["mask_ratio"]
         )
-        tokens: Tensor = on_meta(self.hiding)(encoder, images, *ids)
-        return tokens
+        seen: Tensor | list[Tensor] = on_meta(self.hiding)(encoder, images, *ids)
+        return seen
 
 
 def _images(batch: Batch) -> Tensor:

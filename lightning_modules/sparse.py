@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from litcam.lightning_modules.masking import enlarge
 
-__all__ = ["Hook", "hooked", "is_convolutional", "sparse_hooks"]
+__all__ = ["Hook", "VisiblePositions", "hooked", "is_convolutional", "sparse_hooks"]
 
 Hook = tuple[str, nn.Module, Callable[..., Any]]
 
@@ -85,31 +85,38 @@ def sparse_hooks(encoder: nn.Module, visible: Tensor, ids_keep: Tensor) -> Itera
         if kind == "fills":
             yield "after", module, lambda m, args, out, c=channels: clear(c, out)
         else:
-            compact = _Compact((visible.shape[1], visible.shape[2]), ids_keep, channels)
-            yield "before", module, compact.take
-            yield "after", module, compact.put_back
+            places = VisiblePositions((visible.shape[1], visible.shape[2]), ids_keep, channels)
+            yield "before", module, lambda m, args, p=places: (p.take(args[0]), *args[1:])
+            yield "after", module, lambda m, args, out, p=places: p.put_back(out)
 
 
-class _Compact:
-    """Hands a layer the visible positions of its input, one below the other, and undoes that."""
+class VisiblePositions:
+    """Visible positions of feature maps, one below the other, and back.
 
-    def __init__(self, grid: tuple[int, int], ids_keep: Tensor, channels: int) -> None:
+    Args:
+        grid: rows and columns of cells; the maps divide into them.
+        ids_keep: (batch, num_visible) visible cells.
+        channels: the channels' axis in the maps, 1 or -1.
+    """
+
+    def __init__(self, grid: tuple[int, int], ids_keep: Tensor, channels: int = 1) -> None:
         self._grid, self._ids = grid, rearrange(ids_keep, "b k -> b k 1 1 1")
         self._map = "b c (r s) (q t)" if channels == 1 else "b (r s) (q t) c"
         self._column = "b c (k s) t" if channels == 1 else "b (k s) t c"
         self._cells = "b (r q) s t c"
         self._size = slice(2, 4) if channels == 1 else slice(1, 3)
 
-    def take(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        features, *rest = args
+    def take(self, features: Tensor) -> Tensor:
+        """Take visible cells out of maps: (batch, channels, num_visible * side, side)."""
         rows, columns = self._grid
         _check(features.shape[self._size], self._grid)
         cells = rearrange(features, f"{self._map} -> {self._cells}", r=rows, q=columns)
         seen = cells.take_along_dim(self._ids, dim=1)
         # Contiguous: torch 2.15 on CPU crashes in the backward behind some of einops' views.
-        return rearrange(seen, f"b k s t c -> {self._column}").contiguous(), *rest
+        return rearrange(seen, f"b k s t c -> {self._column}").contiguous()
 
-    def put_back(self, module: nn.Module, args: tuple[Tensor, ...], seen: Tensor) -> Tensor:
+    def put_back(self, seen: Tensor) -> Tensor:
+        """Put what `take` took into maps whose hidden cells are zero."""
         rows, columns = self._grid
         seen = rearrange(seen, f"{self._column} -> b k s t c", k=self._ids.shape[1])
         empty = seen.new_zeros(len(seen), rows * columns, *seen.shape[2:])

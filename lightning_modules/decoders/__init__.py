@@ -2,5 +2,13 @@
 
 from litcam.lightning_modules.decoders.choosing import choose_size, count_flops, create_decoder
 from litcam.lightning_modules.decoders.transformer import Decoder, sincos_positions
+from litcam.lightning_modules.decoders.unet import UNetDecoder
 
-__all__ = ["Decoder", "choose_size", "count_flops", "create_decoder", "sincos_positions"]
+__all__ = [
+    "Decoder",
+    "UNetDecoder",
+    "choose_size",
+    "count_flops",
+    "create_decoder",
+    "sincos_positions",
+]

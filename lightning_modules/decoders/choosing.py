@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from litcam.lightning_modules.decoders.transformer import Decoder
+from litcam.lightning_modules.decoders.unet import WIDTHS, UNetDecoder
 from litcam.lightning_modules.masking import choose_cells
 
 __all__ = ["choose_size", "count_flops", "create_decoder"]
@@ -20,7 +21,7 @@ SHARE = 2 / 3
 
 
 def create_decoder(
-    encode: Callable[[], Tensor],
+    encode: Callable[[], Tensor | list[Tensor]],
     grid: tuple[int, int],
     cell_size: int,
     mask_ratio: float,
@@ -29,12 +30,13 @@ def create_decoder(
     depth: int | None = None,
     num_prefix_tokens: int = 0,
     shows_hidden: bool = False,
-) -> tuple[Decoder, float]:
+    layer_norm: bool = False,
+) -> tuple[Decoder | UNetDecoder, float]:
     """Make a decoder that suits an encoder, and say which share of the compute it takes.
 
     Args:
         encode: runs the encoder, a copy on the meta device, on two images with hidden cells, and
-            returns what the decoder gets.
+            returns what the decoder gets: tokens, or the maps of a `UNetDecoder`.
         grid: rows and columns of cells.
         cell_size: side of a cell in pixels.
         mask_ratio: share of the cells that is hidden.
@@ -42,30 +44,42 @@ def create_decoder(
         depth: its blocks; by default 0, a linear layer, where tokens of hidden cells are there.
         num_prefix_tokens: class and register tokens before the cells.
         shows_hidden: whether there are tokens of hidden cells.
+        layer_norm: whether the encoder normalises position by position.
     """
-    outputs: list[Tensor] = []
-    encoder_flops = count_flops(lambda: outputs.append(encode().detach()))
-    tokens = outputs[0]
-    ids = choose_cells(tokens.new_zeros(2, grid[0] * grid[1]), mask_ratio)
-    create = partial(
-        Decoder,
-        tokens.shape[2],
-        grid,
-        cell_size,
-        num_prefix_tokens=num_prefix_tokens,
-        shows_hidden=shows_hidden,
-    )
+    outputs: list[Any] = []
+    with torch.no_grad():
+        encoder_flops = count_flops(lambda: outputs.append(encode()))
+    seen = outputs[0]
+    ids = choose_cells(torch.zeros(2, grid[0] * grid[1], device="meta"), mask_ratio)
+    create: Callable[..., Decoder | UNetDecoder]
 
-    def cost(dim: int, depth: int) -> int:
+    def cost(**size: int) -> int:
         with torch.device("meta"):
-            decoder = create(dim=dim, depth=depth)
-        return count_flops(lambda: decoder(tokens, *ids))
+            decoder = create(**size)
+        return count_flops(lambda: decoder(seen, *ids))
 
-    if depth is None and dim is None and shows_hidden:
-        depth = 0
-    dim, depth = choose_size(dim, depth, SHARE * encoder_flops, cost)
-    flops = cost(dim, depth)
-    return create(dim=dim, depth=depth), flops / (flops + encoder_flops)
+    if isinstance(seen, list):
+        channels = [features.shape[1] for features in seen]
+        create = partial(UNetDecoder, channels, grid, cell_size, layer_norm=layer_norm)
+        fitting = (width for width in reversed(WIDTHS) if cost(dim=width) <= SHARE * encoder_flops)
+        size = {"dim": dim or next(fitting, WIDTHS[0])}
+    else:
+        create = partial(
+            Decoder,
+            seen.shape[2],
+            grid,
+            cell_size,
+            num_prefix_tokens=num_prefix_tokens,
+            shows_hidden=shows_hidden,
+        )
+        if depth is None and dim is None and shows_hidden:
+            depth = 0
+        dim, depth = choose_size(
+            dim, depth, SHARE * encoder_flops, lambda dim, depth: cost(dim=dim, depth=depth)
+        )
+        size = {"dim": dim, "depth": depth}
+    flops = cost(**size)
+    return create(**size), flops / (flops + encoder_flops)
 
 
 def count_flops(run: Callable[[], Any]) -> int:

@@ -25,6 +25,7 @@ class Decoder(nn.Module):
         ValueError: if there is nothing to predict hidden cells from.
     """
 
+    kind = "transformer"
     positions: Tensor
 
     def __init__(
