@@ -35,7 +35,8 @@ class Data(pl.LightningDataModule):
 
 for family, (name, size, args, pairs) in families.items():
     torch.manual_seed(0)
-    sizes = {} if "swin" in name else {"decoder_dim": 64, "decoder_depth": 1}
+    sized = "swin" not in name and "unet" not in family
+    sizes = {"decoder_dim": 64, "decoder_depth": 1} if sized else {}
     mae = Watched(name, 0.5, image_size=size, backbone_args=args, warmup_epochs=0, **sizes)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy="ddp",
@@ -58,6 +59,8 @@ FAMILIES = {
     "swin": ("swin_tiny_patch4_window7_224", 64, SWIN, False),
     "cnn": ("resnet10t", 64, {"channels": (8, 8, 16, 24)}, False),
     "convnext": ("convnext_atto", 64, SMALL, False),
+    "unet": ("resnet10t", 64, {"channels": (8, 8, 16, 24)}, False),
+    "convnext, unet": ("convnext_atto", 64, SMALL, False),
     "mobilenet": ("mobilenetv3_small_050", 64, {}, False),
 }
 
