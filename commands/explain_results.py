@@ -144,7 +144,9 @@ class Results:
 
 def _title(cell: Cell) -> str:
     probability = "" if cell.probability is None else f" {cell.probability:.2f}"
-    return f"{cell.name}{probability}\n{cell.method} at {cell.layer}"
+    asked = f"{cell.wanted}: " if cell.wanted in ("predicted", "true") else ""
+    nothing = ": nothing, the map is 0" if not cell.heatmap.any() else ""
+    return f"{asked}{cell.name}{probability}\n{cell.method} at {cell.layer}{nothing}"
 
 
 def _facts(model: Model, cell: Cell) -> dict[str, Any]:

@@ -161,12 +161,11 @@ def _write(file: Path, rows: Sequence[Row], topk: int) -> None:
 def _show(rows: Sequence[Row]) -> None:
     shown = rows[:MAX_ROWS]
     table = Table(box=None)
-    for title in ("photo", "class", "probability", "then"):
-        table.add_column(title, no_wrap=True)
+    for title in ("photo", "class", "probability"):
+        table.add_column(title)
     titles = name_photos([Path(photo) for photo, _ in shown]).values()
-    for photo, (_, ((name, probability), *others)) in zip(titles, shown, strict=True):
-        then = ", ".join(f"{other} {p:.2f}" for other, p in others)
-        words = (photo, name, f"{probability:.2f}", then)
+    for photo, (_, ((name, probability), *_others)) in zip(titles, shown, strict=True):
+        words = (photo, name, f"{probability:.2f}")
         table.add_row(*(Text(errors.in_short(word)) for word in words))
     Console().print(table)
     if len(rows) > MAX_ROWS:

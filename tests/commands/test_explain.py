@@ -142,6 +142,32 @@ def test_a_checkpoint_never_runs_code(photo, capsys):
     assert not Path("pwned").exists()
 
 
+def test_a_title_tells_who_chose_the_class_and_that_a_map_is_zero(photo, monkeypatch):
+    from litcam.commands import explain
+
+    told = []
+
+    class Kept(explain.Results):
+        def write(self):
+            told.extend(row.cells for row in self._rows)
+            return super().write()
+
+    def load(name, pretrained):
+        model = load_model(name, pretrained=False)
+        model.network.get_classifier().weight.data[3].zero_()
+        return model
+
+    monkeypatch.setattr(explain, "Results", Kept)
+    monkeypatch.setattr(explain, "load_model", load)
+    main(["explain", photo, "--models", "test_resnet", "--classes", "predicted", "3"])
+    (row,) = told
+    titles = {column[0]: text.split("\n") for column, (_, text) in row.items()}
+    assert titles["predicted"][0].startswith("predicted: ")
+    assert not titles["3"][0].startswith("3: ")
+    assert "nothing" not in titles["predicted"][1]
+    assert titles["3"][1].endswith(": nothing, the map is 0")
+
+
 @pytest.mark.parametrize("config", sorted(path.name for path in (CONFIGS / "paper").iterdir()))
 def test_the_figures_of_the_paper(photo, config, monkeypatch, capsys):
     from litcam.commands import explain
