@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": _command(
         "name what is on photos: litcam predict PHOTO --ckpt_path FILE", "predict", "predict"
     ),
+    "sweep": _command("fit many times, over values and seeds, and compare", "sweep", "sweep"),
     "explain": _command("where networks look, side by side in one figure", "explain", "explain"),
     "report": _command("a run on one page for the browser, report.html", "report", "report"),
     "export": _command("a run's network as timm, the hub and ONNX have it", "export", "export"),

@@ -27,10 +27,10 @@ def find_last(*folders: Path) -> Path | None:
 def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> str:
     """Points loggers and `ckpt_path` at the run's folder, before they are made.
 
-    A fresh `fit` gets the next `runs/NAME/version_N`. With `--ckpt_path last`, or a checkpoint in
-    such a folder, it goes on there: same folder, same W&B run, earlier metrics kept. So does one
-    that SLURM requeued. The other subcommands read `last` alike, and write to
-    `runs/NAME/SUBCOMMAND/version_N`.
+    A fresh `fit` gets the next `runs/NAME/version_N`, or its `--run_folder`. With `--ckpt_path
+    last`, or a checkpoint in such a folder, it goes on there: same folder, same W&B run, earlier
+    metrics kept. So does one that SLURM requeued. The other subcommands read `last` alike, and
+    write to `runs/NAME/SUBCOMMAND/version_N`.
 
     Args:
         config: of the subcommand.
@@ -43,7 +43,7 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, or holds weights only.
+        ValueError: it is damaged, or holds weights only; or the run's folder holds a run.
     """
     table = _find_logger(config.trainer.logger, "CSVLogger")
     if table is not None and table.class_path.startswith(("lightning.", "pytorch_lightning.")):
@@ -53,10 +53,16 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
         table = table.init_args
         save_dir, experiment = table.save_dir, table.name
     place = Path(save_dir) / (name if experiment in (None, "lightning_logs") else experiment)
-    checkpoint = _find_checkpoint(config, place, subcommand, words)
+    asked = _asked_folder(config, table)
+    if asked is not None:
+        save_dir, place = asked.parent, asked.parent
+    runs = [*place.glob("version_*")] if asked is None else [asked]
+    checkpoint = _find_checkpoint(config, place, runs, subcommand, words)
     left = "" if checkpoint is None else _look_into(checkpoint, config, subcommand)
     if table is None or left:
         return left
+    if asked is not None:
+        table.save_dir, table.version = str(save_dir), asked.name
     table.name = str(place.relative_to(save_dir))
     if subcommand != "fit":
         table.name += f"/{subcommand}"
@@ -66,8 +72,23 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
     return ""
 
 
+def _asked_folder(config: Any, table: Any) -> Path | None:
+    """The folder that the user wants, free for a run or of the one that goes on."""
+    asked = config.get("run_folder")
+    if not asked:
+        return None
+    folder = Path(asked)
+    if table is None:
+        raise ValueError(f"--run_folder {asked} needs a CSVLogger among --trainer.logger")
+    if not config.get("ckpt_path") and (folder / "metrics.csv").exists():
+        raise ValueError(
+            f"--run_folder {asked} holds a run; add --ckpt_path last to go on, or give another"
+        )
+    return folder
+
+
 def _find_checkpoint(
-    config: Any, experiment: Path, subcommand: str, words: Sequence[str]
+    config: Any, experiment: Path, runs: Sequence[Path], subcommand: str, words: Sequence[str]
 ) -> Path | None:
     """The file to go on from, with `last` made into a path."""
     own = find_last(*slurm.find_runs(experiment, words)) if subcommand == "fit" else None
@@ -76,7 +97,7 @@ def _find_checkpoint(
         return own
     asked = config.get("ckpt_path")
     if asked == "last":
-        last = find_last(*experiment.glob("version_*"))
+        last = find_last(*runs)
         config.ckpt_path = None if last is None else str(last)
         if last is None and subcommand != "fit":
             raise FileNotFoundError(f"no last.ckpt under {experiment}; pass --ckpt_path FILE")

@@ -84,6 +84,12 @@ class LitcamCLI(LightningCLI):
             default="high",
             help="of float32 matrix products on a CUDA GPU; high is TF32",
         )
+        parser.add_argument(
+            "--run_folder",
+            type=str | None,
+            default=None,
+            help="where this run lies, instead of the next runs/NAME/version_N",
+        )
         target = "model.init_args.num_classes"
         parser.link_arguments("data.num_classes", target, apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
