@@ -83,7 +83,7 @@ def _place(name: str) -> tuple[str, str, bool]:
     """
     found = re.match(r"(train|val|valid|validation|test)[/_](.+)", name)
     stage, rest = (found[1], found[2]) if found else ("", name)
-    rest, dashed = rest.removesuffix("_chance"), rest.endswith("_chance")
+    rest, dashed = re.sub("_(chance|centre)$", "", rest), rest.endswith(("_chance", "_centre"))
     rest = re.sub(r"(_step|_epoch)?(/dataloader_idx_\d+)?$", "", rest)
     if not found and rest.startswith("lr"):
         rest = "learning rate"

@@ -148,8 +148,9 @@ class MapMetrics:
             if found["count"] and not (broken or in_part):
                 for name in names:
                     values[name] = found[self._entries[name].value or name]
-                if "chance" in found:
-                    values[f"{names[0]}_chance"] = found["chance"]
+                for baseline in ("chance", "centre"):
+                    if baseline in found:
+                        values[f"{names[0]}_{baseline}"] = found[baseline]
             # By default only what has no object: flat maps are counted by `blank_maps`.
             told = self._asked or isinstance(metric, PointingGame)
             if (skipped := int(found["skipped"])) and told and names[0] not in self._told:

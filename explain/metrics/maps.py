@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from litcam.explain.metrics.image_mean import ImageMean
-from litcam.explain.metrics.regions import ROUNDING, Maps, dilate, find_masks
+from litcam.explain.metrics.regions import ROUNDING, Maps, centred_blob, dilate, find_masks
 
 
 class PointingGame(ImageMean):
@@ -19,7 +19,8 @@ class PointingGame(ImageMean):
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018,
     https://arxiv.org/abs/1608.00507, section 4.2. As in Quantus' `PointingGame`, one of several
     equal maxima on the object is enough; but a constant or zero map points nowhere and is a miss
-    here, and a hit there. `chance` is the share a random point would hit.
+    here, and a hit there. `chance` is the share a random point would hit, `centre` the share that
+    the middle of the image would: photographers aim.
 
     Args:
         tolerance: how far off the object still counts, in pixels of the mask, or of the images
@@ -41,13 +42,18 @@ class PointingGame(ImageMean):
     def __init__(self, tolerance: int = 0, **kwargs: Any) -> None:
         if tolerance < 0:
             raise ValueError(f"tolerance must be 0 pixels or more, got {tolerance}")
-        super().__init__("pointing_game", "chance", **kwargs)
+        super().__init__("pointing_game", "chance", "centre", **kwargs)
         self.tolerance = tolerance
 
     @property
     def chance(self) -> Tensor:
         """Mean share of the image that counts as a hit: of all ranks once `compute` ran."""
         return self.facts["chance"]
+
+    @property
+    def centre(self) -> Tensor:
+        """Share of images whose middle counts as a hit: of all ranks once `compute` ran."""
+        return self.facts["centre"]
 
     def update(
         self, maps: Tensor | Maps, region: Tensor, image_size: tuple[int, int] | None = None
@@ -61,7 +67,10 @@ class PointingGame(ImageMean):
         peaks = spots >= spots.amax((1, 2), keepdim=True) * (1 - ROUNDING)
         hits = (peaks & near).flatten(1).any(1) & ~maps.constant
         chance = reduce(near.float(), "batch height width -> batch", "mean")
-        self._add(masks.flatten(1).any(1), pointing_game=hits.float(), chance=chance)
+        blob = centred_blob((masks.shape[1], masks.shape[2]), masks.device)
+        centre = ((blob >= blob.max() * (1 - ROUNDING)) & near).flatten(1).any(1).float()
+        facts = {"chance": chance, "centre": centre}
+        self._add(masks.flatten(1).any(1), pointing_game=hits.float(), **facts)
 
 
 class EnergyInside(ImageMean):
@@ -70,19 +79,25 @@ class EnergyInside(ImageMean):
     The energy-based pointing game of Wang et al., "Score-CAM", CVPR Workshops 2020,
     https://arxiv.org/abs/1910.01279, section 4.3; relevance mass accuracy of Arras et al.,
     "CLEVR-XAI", Information Fusion 2022, https://arxiv.org/abs/2003.07258. Equals Quantus'
-    `RelevanceMassAccuracy`. Zero maps are skipped. `chance` is what a constant map would get.
+    `RelevanceMassAccuracy`. Zero maps are skipped. `chance` is what a constant map would get,
+    `centre` what a blob in the middle of every image would: photographers aim.
     """
 
     higher_is_better = True
     skips = f"{PointingGame.skips}, or nothing in their map"
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("energy_inside", "chance", **kwargs)
+        super().__init__("energy_inside", "chance", "centre", **kwargs)
 
     @property
     def chance(self) -> Tensor:
         """Mean share of the image that is object: of all ranks once `compute` ran."""
         return self.facts["chance"]
+
+    @property
+    def centre(self) -> Tensor:
+        """Mean share of `centred_blob` that is on the object: of all ranks once `compute` ran."""
+        return self.facts["centre"]
 
     def update(
         self, maps: Tensor | Maps, region: Tensor, image_size: tuple[int, int] | None = None
@@ -95,7 +110,9 @@ class EnergyInside(ImageMean):
         inside = reduce(spots.where(masks, 0.0), "batch height width -> batch", "sum")
         chance = reduce(masks.float(), "batch height width -> batch", "mean")
         keep = masks.flatten(1).any(1) & (total > 0)
-        self._add(keep, energy_inside=inside / total, chance=chance)
+        blob = centred_blob((masks.shape[1], masks.shape[2]), masks.device)
+        centre = reduce(blob * masks, "batch height width -> batch", "sum")
+        self._add(keep, energy_inside=inside / total, chance=chance, centre=centre)
 
 
 class Sparseness(ImageMean):

@@ -134,6 +134,16 @@ def _fill(boxes: Tensor, image_size: tuple[int, int] | None) -> Tensor:
     return torch.bmm(rearrange(rows.float(), "b n h -> b h n"), columns.float()) > 0.5
 
 
+def centred_blob(size: tuple[int, int], device: torch.device) -> Tensor:
+    """A map `(height, width)` that knows of no image: a Gaussian in the middle, of sum 1.
+
+    Its standard deviation is a quarter of each side.
+    """
+    sides = [torch.linspace(-1, 1, 2 * side + 1, device=device)[1::2] for side in size]
+    rows, columns = (torch.exp(-2 * side**2) for side in sides)
+    return rows[:, None] / rows.sum() * columns / columns.sum()
+
+
 def dilate(masks: Tensor, radius: int) -> Tensor:
     """Masks `(batch, height, width)` with all within `radius` pixels of them."""
     if not radius:

@@ -388,3 +388,20 @@ def test_the_registry_makes_metrics_and_says_what_they_cost():
         assert not entry.value or f"{entry.value}_sum" in metric._reductions
         right = getattr(type(metric), "higher_is_better", None)
         assert right is None or (entry.better == "higher") == right
+
+
+def test_a_blob_in_the_middle_is_a_baseline_of_its_own():
+    """Against SciPy's window, on objects in the middle, off it, and in a corner."""
+    from scipy.signal.windows import gaussian
+
+    height, width = 24, 40
+    boxes = torch.tensor([[10, 6, 30, 18], [20, 0, 40, 24], [0, 0, 6, 6]])
+    blob = np.outer(gaussian(height, height / 4), gaussian(width, width / 4))
+    shares = [blob[y1:y2, x1:x2].sum() / blob.sum() for x1, y1, x2, y2 in boxes.tolist()]
+    energy, game = EnergyInside(), PointingGame()
+    for metric in (energy, game):
+        metric.update(torch.rand(3, 6, 10), boxes, image_size=(height, width))
+    assert float(energy.centre) == pytest.approx(np.mean(shares), rel=1e-5)
+    assert shares[0] > 2 * 0.25  # of which it is a quarter
+    # The middle lies between four pixels, of which the second box has two.
+    assert float(game.centre) == pytest.approx(2 / 3)
