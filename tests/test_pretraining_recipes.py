@@ -1,15 +1,18 @@
 """What the pretraining configs build, against what was published, row by row.
 
-The sources are the papers (MAE, arXiv:2111.06377; SimMIM, arXiv:2111.09886) and their authors'
-code: facebookresearch/mae (PRETRAIN.md, main_pretrain.py, models_mae.py, util/lr_sched.py) and
+The sources are the papers (MAE, arXiv:2111.06377; SimMIM, arXiv:2111.09886; SparK,
+arXiv:2301.03580) and their authors' code: facebookresearch/mae (PRETRAIN.md, main_pretrain.py,
+models_mae.py, util/lr_sched.py) and
 microsoft/SimMIM (configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml,
-config.py, optimizer.py, lr_scheduler.py, data/data_simmim.py, models/). docs/recipes.md has the
-same rows for people, with what differs and why.
+config.py, optimizer.py, lr_scheduler.py, data/data_simmim.py, models/); keyu-tian/SparK
+(pretrain/utils/arg_util.py, lr_control.py and imagenet.py, models/__init__.py, main.py, spark.py,
+decoder.py). docs/recipes.md has the same rows for people, with what differs and why.
 """
 
 import contextlib
 import io
 import math
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -65,6 +68,26 @@ PUBLISHED = {
         "gradient clipping": 5.0,
         "drop path": 0.0,
     },
+    "pretrain_mae_cnn.yaml": {
+        "blocks, widths": ((3, 4, 6, 3), (256, 512, 1024, 2048)),
+        "decoder": "UNet of width 768 over 4 maps",
+        "image size": 224,
+        "crop: share of the area": (0.67, 1.0),
+        "crop: ratio of the sides": 4 / 3,
+        "interpolation": "bicubic",
+        "mirrored": 0.5,
+        **IMAGENET,
+        "other augmentation": [],
+        "visible cells": "20 of 49",  # round(49 * (1 - 0.6))
+        "loss": ("l2", "norm_pix_loss"),
+        "optimiser": ("Lamb", (0.9, 0.95), 1e-6),
+        "rate for a batch of 256": 2e-4,
+        "weight decay": 0.04,
+        "weight decay at the end": 0.2,
+        "epochs": 1600,
+        "gradient clipping": 5.0,
+        "drop path": 0.05,
+    },
 }
 
 
@@ -82,7 +105,15 @@ def published_simmim_rate(epoch):
     return (1e-5 + 0.5 * (2e-4 - 1e-5) * (1 + math.cos(math.pi * epoch / 100))) / 2e-4
 
 
+def published_spark_rate(epoch):
+    """Of the peak; `lr_wd_annealing` with --wp_ep 40 --ep 1600; it ends a step earlier."""
+    if epoch < 40:
+        return 0.005 + 0.995 * epoch / 40
+    return 0.001 + 0.999 * (0.5 + 0.5 * math.cos(math.pi * (epoch - 40) / (1600 - 40)))
+
+
 RATES = {
+    "pretrain_mae_cnn.yaml": published_spark_rate,
     "pretrain_mae_vit.yaml": published_mae_rate,
     "pretrain_mae_swin.yaml": published_simmim_rate,
 }
@@ -114,6 +145,17 @@ SPREAD = {
         "decoder.head.weight": 1 / math.sqrt(3 * 1024),  # as torch makes it
         "decoder.head.bias": 1 / math.sqrt(3 * 1024),
     },
+}
+
+
+SPREAD["pretrain_mae_cnn.yaml"] = {
+    "encoder.layer1.0.conv2.weight": math.sqrt(2 / (9 * 64)),  # timm: kaiming, outputs
+    "encoder.layer4.2.conv1.weight": math.sqrt(2 / 512),
+    "decoder.blocks.0.0.weight": math.sqrt(2 / (16 * 768)),
+    "decoder.blocks.0.1.weight": 0.02,
+    "decoder.blocks.4.4.weight": 0.02,
+    "decoder.densify.0.proj.weight": 1 / math.sqrt(3 * 2048),
+    "decoder.densify.1.proj.weight": 1 / math.sqrt(3 * 9 * 1024),
 }
 
 
@@ -216,6 +258,13 @@ def rows(built):
         found["blocks, width, heads, patch"] = len(encoder.blocks), encoder.embed_dim, heads, patch
         heads = decoder.blocks[0].attn.num_heads
         found["decoder: blocks, width, heads"] = len(decoder.blocks), decoder.dim, heads
+    elif hasattr(encoder, "layer4"):
+        stages = [encoder.get_submodule(f"layer{stage}") for stage in range(1, 5)]
+        widths = tuple(stage[-1].bn3.num_features for stage in stages)
+        found["blocks, widths"] = tuple(map(len, stages)), widths
+        found["decoder"] = decoder.describe()
+        found["weight decay at the end"] = hparams["weight_decay_end"]
+        assert group["max_grad_norm"] is None  # clipped once, by the Trainer
     else:
         depths = tuple(len(stage.blocks) for stage in encoder.layers)
         heads = tuple(stage.blocks[0].attn.num_heads for stage in encoder.layers)
@@ -249,7 +298,10 @@ def test_the_rate_is_the_published_one_at_every_step(config, built):
 
 @pytest.mark.slow
 def test_what_is_decayed_is_what_the_authors_decay(config, built):
-    """Matrices and kernels, and in MAE the tokens: `add_weight_decay` of timm 0.3.2."""
+    """Matrices and kernels, and in MAE the tokens: `add_weight_decay` of timm 0.3.2.
+
+    SparK's tokens are in its `nowd_keys`; here they are vectors.
+    """
     decayed = {id(weight) for weight in built.groups["decay"]["params"]}
     trained = {name: w for name, w in built.mae.named_parameters() if w.requires_grad}
     assert len(trained) == sum(len(group["params"]) for group in built.groups.values())
@@ -259,7 +311,7 @@ def test_what_is_decayed_is_what_the_authors_decay(config, built):
     if "swin" in config:  # as SimMIM names them, though its code misses the tables
         wanted = {name for name in wanted if "relative_position_bias_table" not in name}
         assert "hiding.mask_token" not in found
-    else:
+    elif "vit" in config:
         assert {"encoder.cls_token", "decoder.mask_token"} <= found
         assert "encoder.pos_embed" not in trained
     assert found == wanted
@@ -277,5 +329,10 @@ def test_initial_weights_spread_as_published(config, built):
 @pytest.mark.slow
 def test_vectors_begin_at_zero_or_one(config, built):
     for name, weight in built.mae.named_parameters():
-        if weight.ndim == 1 and name not in SPREAD[config] and "patch_embed.proj" not in name:
-            assert (weight == float("norm" in name and name.endswith("weight"))).all(), name
+        module, _, kind = name.rpartition(".")
+        layer = built.mae.get_submodule(module)
+        drawn = re.search(r"patch_embed.proj|densify.*(proj|mask_token)", name)
+        if weight.ndim == 1 and name not in SPREAD[config] and not drawn:
+            # The last norm of a block of timm's ResNet begins at zero.
+            one = "Norm" in type(layer).__name__ and kind == "weight" and "bn3" not in name
+            assert (weight == float(one)).all(), name
