@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from litcam.commands import errors
@@ -17,8 +18,8 @@ from litcam.commands.explained_models import Model, load_model, name_models
 from litcam.commands.photos import Tick, progress_bar, read_photo
 from litcam.datamodules.pixels.transforms import normalize
 from litcam.explain import CAM
-from litcam.explain.comparison import Cell, explain_photo
-from litcam.explain.figures import Picture, enlarge
+from litcam.explain.comparison import Cell, explain_photos
+from litcam.explain.figures import enlarge
 from litcam.explain.methods.formulas import CLASS_FREE, METHODS, SLOW_METHODS
 
 PAGE = """\
@@ -49,6 +50,8 @@ For instance: litcam explain cat_and_dog.jpg --models resnet34 --classes cat dog
 
 # What a program says that was stopped by Ctrl-C.
 STOPPED = 130
+# Photos at once, of this many pixels a side or fewer. On a CPU more of them are no quicker.
+ON_ACCELERATOR, ON_CPU, USUAL_SIDE = 32, 4, 224
 
 
 def explain(args: Sequence[str]) -> None:
@@ -100,41 +103,103 @@ def _explain_all(
     options: argparse.Namespace, results: Results, report: _Report, tick: Tick
 ) -> None:
     photos, models = name_photos(options.photos), name_models(options.models)
-    steps = len(options.methods)
     for place, name in enumerate(options.models):
-        done = place * len(photos) * steps
+        done = place * len(photos) * len(options.methods)
         tick(done, f"loading {models[name]}")
         try:
             model = load_model(name, pretrained=options.pretrained)
             model.network.to(options.device)
-            cam: CAM | None = None
         except Exception as error:  # one that fails does not take the others along
             report(_reason(error))
             continue
         model.name = models[name]
-        for number, (photo, title) in enumerate(photos.items()):
-            start = done + number * steps
-            before = partial(_tick_method, tick, start, options.methods, f"{model.name}, {title}")
+        # One for all photos of a model, so that the layer is looked for once.
+        explainer = _Explainer(model, options, results, report)
+        size = _batch_size(model, options)
+        for start in range(0, len(photos), size):
+            batch = list(photos.items())[start : start + size]
+            begun = done + start * len(options.methods)
+            what = f"{model.name}, {batch[0][1]}"
+            explainer(batch, partial(_tick_method, tick, begun, options.methods, len(batch), what))
+
+
+def _batch_size(model: Model, options: argparse.Namespace) -> int:
+    """As many photos as are quick at once, and fit beside each other in memory."""
+    if not SLOW_METHODS.keys().isdisjoint(options.methods):
+        return 1  # they take a batch of their own for each photo
+    most = ON_CPU if options.device.type == "cpu" else ON_ACCELERATOR
+    height, width = model.image_size
+    return max(1, most * USUAL_SIDE**2 // max(height * width, USUAL_SIDE**2))
+
+
+def _tick_method(
+    tick: Tick, start: int, methods: Sequence[str], num_photos: int, what: str, method: str
+) -> None:
+    tick(start + list(methods).index(method) * num_photos, f"{method}: {what}")
+
+
+class _Explainer:
+    """Explains photos with one network, and writes what comes of it."""
+
+    def __init__(
+        self, model: Model, options: argparse.Namespace, results: Results, report: _Report
+    ) -> None:
+        self._model, self._options = model, options
+        self._results, self._report = results, report
+        self._cam: CAM | None = None
+
+    def __call__(self, photos: Sequence[tuple[Path, str]], before: Callable[[str], None]) -> None:
+        """Takes files and titles; each that cannot be read or explained is a line."""
+        images: list[Tensor] = []
+        read = []
+        for photo, title in photos:
             try:
-                image = read_photo(photo, model.image_size, model.config)
+                images.append(read_photo(photo, self._model.image_size, self._model.config))
+                read.append((photo, title))
             except (ValueError, OSError) as error:
-                report(_reason(error))
-                continue
-            try:
-                # One for all photos of a model, so that the layer is looked for once.
-                cam = cam or CAM(model.network, target_layer=options.target_layer or None)
-                picture, cells, problems = _explain(model, cam, image, photo, options, before)
-            except Exception as error:  # strangers' networks raise anything
-                report(f"{model.name} on {title}: {_reason(error)}")
-                continue
-            for problem in problems:
-                report(problem)
-            if cells:
-                results.add(model, photo, title, picture, cells)
+                self._report(_reason(error))
+        if not images:
+            return
+        try:
+            explained = self._explain(read, torch.stack(images), before)
+        except Exception as error:  # strangers' networks raise anything
+            if len(read) == 1:
+                self._report(f"{self._model.name} on {read[0][1]}: {_reason(error)}")
+                return
+            for one in read:  # of several, one may be at fault
+                self([one], before)
+            return
+        for (photo, title), image, (cells, problems) in zip(read, images, explained, strict=True):
+            self._keep(photo, title, image, cells, problems)
 
+    def _explain(
+        self, photos: Sequence[tuple[Path, str]], images: Tensor, before: Callable[[str], None]
+    ) -> list[tuple[list[Cell], list[str]]]:
+        model, options = self._model, self._options
+        self._cam = self._cam or CAM(model.network, target_layer=options.target_layer or None)
+        folders = [photo.absolute().parent.name for photo, _ in photos]
+        resolves = [partial(model.resolve, folder=folder) for folder in folders]
+        return explain_photos(
+            self._cam,
+            normalize(images, model.config).to(options.device),
+            options.classes,
+            options.methods,
+            resolves=resolves if model.has_classes else None,
+            before=before,
+        )
 
-def _tick_method(tick: Tick, start: int, methods: Sequence[str], what: str, method: str) -> None:
-    tick(start + list(methods).index(method), f"{method}: {what}")
+    def _keep(
+        self, photo: Path, title: str, image: Tensor, cells: list[Cell], problems: list[str]
+    ) -> None:
+        """Writes what the network saw with its heatmaps, and says what it does not have."""
+        prefix = "" if self._model.has_classes else f"{self._model.name}: "
+        for problem in problems:
+            self._report(prefix + problem)
+        picture = enlarge(rearrange(image, "rgb h w -> h w rgb").numpy())
+        for cell in cells:
+            _enlarge(cell, (picture.shape[0], picture.shape[1]))
+        if cells:
+            self._results.add(self._model, photo, title, picture, cells)
 
 
 def _reason(error: Exception) -> str:
@@ -142,31 +207,6 @@ def _reason(error: Exception) -> str:
     line = " ".join(str(error).split())[:300]
     worded = isinstance(error, ValueError | OSError | RuntimeError) and line
     return line if worded else f"{type(error).__name__}: {line}"
-
-
-def _explain(
-    model: Model,
-    cam: CAM,
-    image: Tensor,
-    photo: Path,
-    options: argparse.Namespace,
-    before: Callable[[str], None],
-) -> tuple[Picture, list[Cell], list[str]]:
-    """What the network saw, its heatmaps in that size, and what it does not have."""
-    resolve = partial(model.resolve, folder=photo.absolute().parent.name)
-    cells, problems = explain_photo(
-        cam,
-        normalize(image[None], model.config).to(options.device),
-        options.classes,
-        options.methods,
-        resolve=resolve if model.has_classes else None,
-        before=before,
-    )
-    picture = enlarge(image.permute(1, 2, 0).numpy())
-    for cell in cells:
-        _enlarge(cell, (picture.shape[0], picture.shape[1]))
-    prefix = "" if model.has_classes else f"{model.name}: "
-    return picture, cells, [prefix + problem for problem in problems]
 
 
 def _enlarge(cell: Cell, size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""One photo, several networks, classes and methods: their heatmaps side by side."""
+"""Photos, several networks, classes and methods: their heatmaps side by side."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from litcam.explain.cam import CAM
 from litcam.explain.methods.formulas import CLASS_FREE, SLOW_METHODS, scale_maps
 from litcam.explain.methods.slow import slow_map
 
-__all__ = ["Cell", "explain_photo"]
+__all__ = ["Cell", "explain_photos"]
 
 Resolve = Callable[[str, Tensor], tuple[int, str]]
 
@@ -55,81 +55,93 @@ class _Asked:
     probability: float | None
 
 
-def explain_photo(
+def explain_photos(
     cam: CAM,
-    image: Tensor,
+    images: Tensor,
     wanted: Sequence[str],
     methods: Sequence[str],
     *,
-    resolve: Resolve | None,
+    resolves: Sequence[Resolve] | None,
     before: Callable[[str], None] = lambda method: None,
-) -> tuple[list[Cell], list[str]]:
-    """Explains one photo: all classes and methods out of one forward, but for the slow methods.
+) -> list[tuple[list[Cell], list[str]]]:
+    """Explains photos: all classes and methods out of one forward, but for the slow methods.
 
     Args:
-        cam: Of a network in eval mode; it looks for the layer at the first photo, if it has none.
-        image: ``(1, channels, height, width)``, as the network takes it.
+        cam: Of a network in eval mode; it looks for the layer at the first photos, if it has none.
+        images: ``(batch, channels, height, width)``, as the network takes them.
         wanted: Classes to explain.
         methods: Names in `METHODS` and `SLOW_METHODS`.
-        resolve: From a wanted class and the probabilities ``(num_classes,)`` to its number and
-            name; a ValueError says that there is none. None for an encoder, which has no classes
-            and gives features ``(batch, num_features)``.
+        resolves: For each photo, from a wanted class and the probabilities ``(num_classes,)`` to
+            its number and name; a ValueError says that there is none. None for an encoder, which
+            has no classes and gives features ``(batch, num_features)``.
         before: Called with each method before it is used.
 
     Returns:
-        The heatmaps, by class and then by method, and a line for each class or method that this
-        network does not have.
+        For each photo the heatmaps, by class and then by method, and a line for each class or
+        method that this network does not have.
 
     Raises:
         ValueError: If no layer can be explained.
         RuntimeError: If the network cannot be.
     """
     with cam, torch.no_grad():
-        cam.network(image)
+        cam.network(images)
     if cam.failure or cam.logits is None or cam.target_layer is None:
         raise ValueError(cam.failure or "the network returned no logits (batch, num_classes)")
-    asked, problems = _find(cam.logits.detach()[0], wanted, resolve)
-    if resolve is None and (refused := [name for name in methods if name not in CLASS_FREE]):
-        problems.append(
+    asked, problems = _find(cam.logits.detach(), wanted, resolves)
+    if resolves is None and (refused := [name for name in methods if name not in CLASS_FREE]):
+        problems[0].append(
             f"methods {', '.join(refused)} explain a class, and an encoder knows none; use "
             f"{' or '.join(CLASS_FREE)}, or fine-tune it first"
         )
         methods = [name for name in methods if name in CLASS_FREE]
-    columns = []
-    for method in methods if asked else []:
+    found: list[dict[tuple[int, str], Cell]] = [{} for _ in asked]
+    for method in methods if any(asked) else []:
         before(method)
-        maps = _make_maps(cam, image, asked, method)
-        columns.append([_cell(cam, method, *pair) for pair in zip(asked, maps, strict=True)])
+        maps = _make_maps(cam, images, asked, method)
+        for cells, classes, raw in zip(found, asked, maps, strict=True):
+            for place, one in enumerate(classes):
+                cells[place, method] = _cell(cam, method, one, raw[place])
     cam.release()
-    return [cell for row in zip(*columns, strict=True) for cell in row], problems
+    order = [[(n, method) for n in range(len(one)) for method in methods] for one in asked]
+    each = zip(found, order, problems, strict=True)
+    return [([cells[at] for at in places], lines) for cells, places, lines in each]
 
 
 def _find(
-    logits: Tensor, wanted: Sequence[str], resolve: Resolve | None
-) -> tuple[list[_Asked], list[str]]:
-    if resolve is None:
-        return [_Asked("", None, "no class", None)], []
+    logits: Tensor, wanted: Sequence[str], resolves: Sequence[Resolve] | None
+) -> tuple[list[list[_Asked]], list[list[str]]]:
+    """Of each photo the classes that there are, and a line for each that there is not."""
+    problems: list[list[str]] = [[] for _ in logits]
+    if resolves is None:
+        return [[_Asked("", None, "no class", None)] for _ in logits], problems
     # On the CPU: to choose among a thousand classes asks for their probabilities one by one.
-    asked, problems, probabilities = [], [], logits.float().softmax(0).cpu()
-    for word in wanted:
-        try:
-            number, name = resolve(word, probabilities)
-            asked.append(_Asked(word, number, name, float(probabilities[number])))
-        except ValueError as error:
-            problems.append(str(error))
+    rows = logits.float().softmax(1).cpu()
+    asked: list[list[_Asked]] = [[] for _ in logits]
+    for resolve, probabilities, found, lines in zip(resolves, rows, asked, problems, strict=True):
+        for word in wanted:
+            try:
+                number, name = resolve(word, probabilities)
+                found.append(_Asked(word, number, name, float(probabilities[number])))
+            except ValueError as error:
+                lines.append(str(error))
     return asked, problems
 
 
-def _make_maps(cam: CAM, image: Tensor, asked: Sequence[_Asked], method: str) -> Tensor:
-    """Maps ``(num_asked, height, width)`` at the layer's grid."""
+def _make_maps(cam: CAM, images: Tensor, asked: Sequence[Sequence[_Asked]], method: str) -> Tensor:
+    """Maps ``(batch, most_asked, height, width)`` at the layer's grid, those of a photo first."""
+    most = max(map(len, asked))
     # Of a map that does not depend on the class, any feature of an encoder will do.
-    numbers = [each.number or 0 for each in asked]
+    numbers = [[each.number or 0 for each in one] + [0] * (most - len(one)) for one in asked]
     if method in SLOW_METHODS:
         layer = cam.target_layer
-        maps = [slow_map(cam.network, image, [n], method, layer) for n in numbers]
-        return torch.cat(maps).cpu()
+        photos = [
+            torch.cat([slow_map(cam.network, image[None], [n], method, layer) for n in own])
+            for image, own in zip(images, numbers, strict=True)
+        ]
+        return torch.stack(photos).cpu()
     # These classes exist, and to ask whether they do would wait for the device.
-    return cam.maps(torch.tensor([numbers], device=image.device), method=method)[0].cpu()
+    return cam.maps(torch.tensor(numbers, device=images.device), method=method).cpu()
 
 
 def _cell(cam: CAM, method: str, asked: _Asked, raw: Tensor) -> Cell:

@@ -312,10 +312,11 @@ def test_ctrl_c_keeps_what_was_done(at, explain, monkeypatch):
         if len(done) == at:
             raise KeyboardInterrupt
         done.append(1)
-        return explain_photo(*args, **kwargs)
+        return explain_photos(*args, **kwargs)
 
-    explain_photo = command.explain_photo
-    monkeypatch.setattr(command, "explain_photo", stopping)
+    explain_photos = command.explain_photos
+    monkeypatch.setattr(command, "explain_photos", stopping)
+    monkeypatch.setattr(command, "ON_CPU", 1)
     for name in ("a", "b", "c"):
         PHOTO.save(f"{name}.png")
     lines, record, code = explain("a.png", "b.png", "c.png", "--models", "test_resnet")

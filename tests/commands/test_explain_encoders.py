@@ -15,7 +15,7 @@ from litcam.commands.explained_models import load_model
 from litcam.datamodules import ImageNetDataModule
 from litcam.datamodules.pixels.data_config import DataConfig
 from litcam.explain import CAM
-from litcam.explain.comparison import explain_photo
+from litcam.explain.comparison import explain_photos
 from litcam.lightning_modules import MAE, Classifier
 from litcam.lightning_modules.checkpoints import read_facts, save_encoder
 from litcam.train import main
@@ -133,8 +133,8 @@ def test_all_methods_and_classes_come_out_of_one_forward(name):
     calls = []
     hook = network.register_forward_hook(lambda *args: calls.append(1))
     methods = ["gradcam", "hirescam", "eigencam"]
-    cells, problems = explain_photo(
-        CAM(network), image, ["4", "7"], methods, resolve=lambda word, _: (int(word), word)
+    ((cells, problems),) = explain_photos(
+        CAM(network), image, ["4", "7"], methods, resolves=[lambda word, _: (int(word), word)]
     )
     hook.remove()
     assert len(calls) == 1
