@@ -16,6 +16,7 @@ from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
 from litcam.lightning_modules.pace import Pace
 from litcam.lightning_modules.sync_batchnorm import keep_activations
+from litcam.lightning_modules.weights import warn_of_normalisation
 
 __all__ = ["GuardedSteps", "run_seed"]
 
@@ -44,8 +45,10 @@ class GuardedSteps(pl.LightningModule):
         self._late_interrupt = LateInterrupt()
 
     def setup(self, stage: str) -> None:
-        """Have BatchNorm over all processes keep timm's activations."""
+        """Have BatchNorm over all processes keep timm's activations; hold data against weights."""
         keep_activations(self.trainer.strategy)
+        if weights := self.hparams.get("weights"):
+            warn_of_normalisation(weights, getattr(self.trainer, "datamodule", None))
 
     def on_fit_start(self) -> None:
         """Suit the attention to the machine, and the metrics to what is to come."""

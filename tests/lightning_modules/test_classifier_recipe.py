@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_classifier import Data, make, trainer
+from timm.models import save_for_hf
 
 from litcam.lightning_modules import Classifier
 from litcam.lightning_modules.checkpoints import save_encoder
@@ -58,3 +59,30 @@ def test_layer_decay_of_trained_weights_is_no_news(source, tmp_path, recwarn):
         module = Classifier.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
         trainer().fit(module, Data())
     assert not [each for each in recwarn if "layer_decay" in str(each.message)]
+
+
+class Normalised(Data):
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+
+IMAGENET, HALVES = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("layout", ["encoder.safetensors", "timm's folder", "a file in it"])
+def test_weights_of_another_normalisation_say_so(layout, tmp_path, recwarn):
+    network = make("cnn").backbone
+    if layout == "encoder.safetensors":
+        facts = {"mean": list(HALVES[0]), "std": list(HALVES[1])}
+        weights = save_encoder(network, tmp_path / layout, facts)
+    else:
+        network.pretrained_cfg |= {"mean": HALVES[0], "std": HALVES[1]}
+        save_for_hf(network, tmp_path, safe_serialization=True)
+        weights = tmp_path if layout == "timm's folder" else tmp_path / "model.safetensors"
+    module = make("cnn", weights=str(weights))
+    trainer().validate(module, Normalised(*HALVES), verbose=False)
+    assert not [each for each in recwarn if "was trained on" in str(each.message)]
+    line = r"mean \[0.5, 0.5, 0.5\] .* pass --data.mean '\[0.5, 0.5, 0.5\]' --data.std"
+    with pytest.warns(UserWarning, match=line):
+        trainer().validate(module, Normalised(*IMAGENET), verbose=False)

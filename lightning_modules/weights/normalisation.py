@@ -1,0 +1,58 @@
+"""Which mean and standard deviation weights were trained with, where their file tells."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from litcam.lightning_modules.checkpoints import read_facts
+
+__all__ = ["warn_of_normalisation"]
+
+Normalisation = tuple[list[float], list[float]]
+
+
+def warn_of_normalisation(source: str, datamodule: Any) -> None:
+    """Warn if images are normalised in another way than those that weights were trained on.
+
+    Args:
+        source: an ``encoder.safetensors`` of `MAE`, which tells in its metadata, or a folder of
+            timm's or a file in it, whose ``config.json`` tells; others tell nothing.
+        datamodule: with ``mean`` and ``std``, a value a channel of pixels in [0, 1].
+    """
+    stored = _stored(Path(source).expanduser())
+    mean, std = (getattr(datamodule, name, None) for name in ("mean", "std"))
+    if stored is None or mean is None or std is None:
+        return
+    if any(abs(a - b) > 1e-3 for a, b in zip([*stored[0], *stored[1]], [*mean, *std], strict=True)):
+        told = f"--data.mean '{_round(stored[0])}' --data.std '{_round(stored[1])}'"
+        rank_zero_warn(
+            f"{source} was trained on images of mean {_round(stored[0])} and std "
+            f"{_round(stored[1])}, and these have {_round(mean)} and {_round(std)}; pass {told}"
+        )
+
+
+def _stored(path: Path) -> Normalisation | None:
+    """Read mean and std; None where they are not told, or not to be read."""
+    folder = path if path.is_dir() else path.parent
+    file = path / "encoder.safetensors" if path.is_dir() else path
+    facts = read_facts(file) if file.suffix == ".safetensors" and file.is_file() else {}
+    for told in (facts, _timms_config(folder / "config.json")):
+        found = [told.get("mean"), told.get("std")]
+        if all(isinstance(each, list) and len(each) == 3 for each in found):
+            return found[0], found[1]
+    return None
+
+
+def _timms_config(file: Path) -> Mapping[str, Any]:
+    try:
+        told = json.loads(file.read_text())["pretrained_cfg"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return told if isinstance(told, Mapping) else {}
+
+
+def _round(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]
