@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from litcam.datamodules.files import read_whole
-from litcam.lightning_modules import Classifier
+from litcam.lightning_modules.backbones import create_backbone
 from litcam.lightning_modules.checkpoints import read_facts
 from litcam.lightning_modules.encoders import create_encoder
 from litcam.lightning_modules.weights import load_weights
@@ -57,19 +57,28 @@ def read_network(path: Path) -> Stored:
     try:
         if any(key.startswith("encoder.") for key in stored["state_dict"]):
             return _make_encoder(path, {**options, **_read_data_config(stored.get("data_config"))})
-        # Not compiled: that takes a minute, and a photo milliseconds.
-        made = {**options, "pretrained": False, "weights": "", "compile": False}
-        module = Classifier(**made)
-        module.load_state_dict(stored["state_dict"])
+        return _make_classifier(stored, options)
     except Exception as error:  # options of another program may break anything
         raise ValueError(_refuse(path, _first_line(error))) from None
+
+
+def _make_classifier(stored: dict[str, Any], options: dict[str, Any]) -> Stored:
+    """Out of what tells the network: options of the training change from version to version."""
+    name, arguments = options["backbone"], options.get("backbone_args") or {}
+    network = create_backbone(name, options.get("num_classes", 1000), **arguments)
+    weights = {
+        key.removeprefix("backbone."): value
+        for key, value in stored["state_dict"].items()
+        if key.startswith("backbone.")
+    }
+    network.load_state_dict(weights)
     return Stored(
-        module.eval().backbone,
-        options.get("backbone", "resnet34"),
+        network.eval(),
+        name,
         stored.get("image_size"),
         stored.get("class_names") or (),
         _read_data_config(stored.get("data_config")),
-        options.get("backbone_args") or {},
+        arguments,
     )
 
 
@@ -135,7 +144,8 @@ def _read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(weights, dict) or not isinstance(options, dict):
         lacks = "state_dict" if not isinstance(weights, dict) else "hyper_parameters"
         raise ValueError(_refuse(path, f"it has no {lacks}, which tells what network it is of"))
-    if not any(key.startswith(("backbone.", "encoder.")) for key in weights):
+    ours = any(key.startswith(("backbone.", "encoder.")) for key in weights)
+    if not ours or "backbone" not in options:
         raise ValueError(_refuse(path, "it is of another LightningModule"))
     return stored
 

@@ -157,7 +157,8 @@ def _copy_pictures(source: Source, folder: Path) -> list[str]:
         if kind in line and line.get("step") == source.step
     ]
     cells: list[str] = []
-    for line in {line.get("index"): line for line in reversed(lines)}.values():
+    first = {line.get("index"): line for line in reversed(lines)}  # what is predicted comes first
+    for line in reversed(first.values()):
         picture = source.run / name / str(line.get("file"))
         if len(cells) < MAX_PICTURES and picture.is_file():
             (folder / PICTURES).mkdir(exist_ok=True)

@@ -196,7 +196,7 @@ STRANGE = {
     ),
     "backbone.ckpt": (
         {"state_dict": {"backbone.x": torch.ones(1)}, "hyper_parameters": {"size": 3}},
-        "size",
+        "of another LightningModule",
     ),
     "whole.pt": (torch.nn.Linear(2, 2), "may run code"),
     "evil.ckpt": ({"state_dict": Evil(), "hyper_parameters": {}}, "may run code"),

@@ -203,6 +203,7 @@ def test_without_pictures_and_from_a_checkpoint_alone(run, tmp_path, capsys):
 def test_names_with_odd_characters(run, capsys):
     last = run / "checkpoints/last.ckpt"
     stored = torch.load(last, weights_only=True)
+    stored["hyper_parameters"]["option_of_an_older_litcam"] = 0.9
     torch.save({**stored, "class_names": ODD}, last)
     main(["export", str(run), "--ckpt_path", "last"])
     assert read_back(run / "exported").pretrained_cfg["label_names"] == ODD
