@@ -19,6 +19,7 @@ OPTIONS = {
     "trainer.enable_progress_bar": "false",
     "trainer.max_epochs": "1",
     "model.backbone": "resnet10t",
+    "model.pretrained": "false",
     "data.image_size": "32",
     "data.batch_size": "4",
 }
@@ -118,7 +119,7 @@ def test_a_command_that_does_not_exist(refuse):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(refuse):
-    trainer = ["--trainer", "trainer/gpu.yaml", "--data.root", "photos"]
+    trainer = ["--trainer", "trainer/gpu.yaml", "--data.root", "photos", "--model.pretrained=false"]
     line = refuse(["fit", "--config", "finetune_resnet34.yaml", *trainer])
     assert "trainer/cpu.yaml" in line
 

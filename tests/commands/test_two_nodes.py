@@ -18,6 +18,7 @@ OPTIONS = {
     "data.batch_size": 4,
     "data.num_workers": 1,
     "model.backbone": "test_resnet",
+    "model.pretrained": "false",
     "trainer.accelerator": "cpu",
     "trainer.devices": 1,
     "trainer.max_epochs": 2,

@@ -21,6 +21,7 @@ OPTIONS = {
     "data.batch_size": 2,
     "data.num_workers": 1,
     "model.backbone": "test_resnet",
+    "model.pretrained": "false",
     "trainer.accelerator": "cpu",
     "trainer.devices": 2,
     "trainer.strategy": "ddp",
