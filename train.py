@@ -4,7 +4,8 @@ import io
 import sys
 from collections.abc import Sequence
 
-from litcam.commands import COMMANDS, errors
+from litcam.commands import COMMANDS
+from litcam.commands.cli import errors
 
 USAGE = """\
 usage: litcam COMMAND [OPTIONS]        (python train.py is the same program)

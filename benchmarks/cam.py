@@ -30,8 +30,8 @@ from timing import describe_machine, measure
 from timing import measure_memory as peak_on_cuda
 from torch import Tensor, nn
 
-from litcam.commands.devices import find_device
-from litcam.commands.errors import in_one_line
+from litcam.commands.cli.devices import find_device
+from litcam.commands.cli.errors import in_one_line
 from litcam.explain import CAM
 
 # The layers of the paper, in timm's names, and two networks that are common besides.

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 from validation import InMemory, Validated, placed_on, quieten
 
 from litcam.callbacks import GradCAM
-from litcam.commands.devices import find_device
+from litcam.commands.cli.devices import find_device
 from litcam.explain import CAM
 
 PRECISION: Any = "bf16-mixed"

@@ -26,8 +26,8 @@ from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVis
 from timing import Stopwatch, describe_machine, measure
 from torch import Tensor, nn
 
-from litcam.commands.devices import find_device
-from litcam.commands.errors import in_one_line
+from litcam.commands.cli.devices import find_device
+from litcam.commands.cli.errors import in_one_line
 from litcam.lightning_modules import MAE
 from litcam.lightning_modules.backbones import prefer_plain_attention
 from litcam.lightning_modules.optim import create_optimizer, parameter_groups

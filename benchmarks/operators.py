@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from validation import InMemory, Validated, quieten
 
-from litcam.commands.errors import in_one_line, unknown
+from litcam.commands.cli.errors import in_one_line, unknown
 
 aten = torch.ops.aten
 SMALL = (4, 8)  # images of the batches that are counted; the shown ones come before the last

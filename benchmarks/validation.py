@@ -43,8 +43,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from litcam.callbacks import GradCAM
-from litcam.commands.devices import find_device
-from litcam.commands.errors import in_one_line
+from litcam.commands.cli.devices import find_device
+from litcam.commands.cli.errors import in_one_line
 from litcam.explain import EnergyInside, PointingGame
 
 Explain = Callable[[Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextCol
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
-from litcam.commands.options import OptionParser
+from litcam.commands.cli.options import OptionParser
 
 INTERRUPTED = 130
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import wandb
 
-from litcam.commands import training
+from litcam.commands.running import training
 
 STORY = """\
 Eight classes of patterns (stripes, checks, dots, …) on objects of any shape and colour, pasted on

@@ -11,11 +11,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from litcam.commands import errors
-from litcam.commands.explain_options import name_photos, parse
-from litcam.commands.explain_results import Results
-from litcam.commands.explained_models import Model, load_model, name_models
-from litcam.commands.photos import Tick, progress_bar, read_photo
+from litcam.commands.cli import errors
+from litcam.commands.explaining.models import Model, load_model, name_models
+from litcam.commands.explaining.photos import Tick, progress_bar, read_photo
+from litcam.commands.explaining.results import Results
+from litcam.commands.explaining.words import name_photos, parse
 from litcam.datamodules.pixels.transforms import normalize
 from litcam.explain import CAM
 from litcam.explain.comparison import Cell, explain_photos

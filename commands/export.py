@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from litcam.commands.cli.options import OptionParser
 from litcam.commands.exporting import (
     Source,
     check_installed,
@@ -18,7 +19,6 @@ from litcam.commands.exporting import (
     write_onnx,
     write_timm,
 )
-from litcam.commands.options import OptionParser
 from litcam.files import sync
 
 PAGE = """\

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from litcam.commands.config_files import packaged_configs
+from litcam.commands.cli.config_files import packaged_configs
 
 PAGE = """\
 usage: litcam {name} --config FILE [OPTIONS]
@@ -43,7 +43,7 @@ def run(args: Sequence[str]) -> None:
         print(page(args[0], packaged_configs()))
         return
     # torch and Lightning take seconds to import, and the page needs neither.
-    from litcam.commands import training
+    from litcam.commands.running import training
 
     training.run(args)
 

@@ -40,6 +40,6 @@ def predict(args: Sequence[str]) -> None:
         fit.run(["predict", *args])
     else:
         # torch takes seconds to import, and the page does not need it.
-        from litcam.commands import named_photos
+        from litcam.commands.explaining import named_photos
 
         named_photos.predict(args)

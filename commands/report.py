@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from litcam.commands.options import OptionParser
+from litcam.commands.cli.options import OptionParser
 from litcam.report.writing import write_report
 
 PAGE = """\

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from litcam.commands import training, yaml_text
-from litcam.commands.config_files import find_configs
-from litcam.commands.errors import OptionError
-from litcam.commands.options import OptionParser
+from litcam.commands.cli import yaml_text
+from litcam.commands.cli.config_files import find_configs
+from litcam.commands.cli.errors import OptionError
+from litcam.commands.cli.options import OptionParser
+from litcam.commands.running import training
 from litcam.files import replacing, write_whole
 from litcam.report.sweep import SweepPage, write_sweep_report
 from litcam.sweeps import Arm, Results, Sweep, plan, read_sweep, run_arms

@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
-from litcam.commands.training import LitcamCLI
+from litcam.commands.running.training import LitcamCLI
 from litcam.lightning_modules.backbones import create_backbone
 from litcam.train import main
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from litcam.commands.explained_models import Model
+from litcam.commands.explaining.models import Model
 from litcam.datamodules.pixels.transforms import normalize
 from litcam.explain.figures import GAP
 from litcam.report.pictures import read_lines

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from litcam.commands.explained_models import Model, load_model
+from litcam.commands.explaining.models import Model, load_model
 from litcam.commands.report import find_run
-from litcam.commands.run_folder import run_of
+from litcam.commands.running.run_folder import run_of
 from litcam.lightning_modules.atomic_checkpoints import newest_readable, read_checkpoint
 from litcam.lightning_modules.checkpoints import read_facts
 

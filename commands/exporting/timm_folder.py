@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from timm.models import save_for_hf
 
-from litcam.commands.explained_models import Model
+from litcam.commands.explaining.models import Model
 
 __all__ = ["write_timm"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from litcam.commands import training
+from litcam.commands.running import training
 from litcam.datamodules.order import as_images
 from litcam.lightning_modules import classifier
 from litcam.train import main

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from litcam.commands.config_files import CONFIGS
-from litcam.commands.explained_models import load_model
+from litcam.commands.cli.config_files import CONFIGS
+from litcam.commands.explaining.models import load_model
 from litcam.datamodules import SyntheticDataModule
 from litcam.explain import CAM
 from litcam.lightning_modules import Classifier
@@ -77,7 +77,7 @@ def test_the_heatmap_is_cams(photo):
     main(["explain", photo, "--models", "test_resnet", "--classes", "3"])
     (at,) = record()
     model = load_model("test_resnet", pretrained=False)
-    from litcam.commands.photos import read_photo
+    from litcam.commands.explaining.photos import read_photo
     from litcam.datamodules.pixels.transforms import normalize
 
     image = read_photo(Path(photo), model.image_size, model.config)[None]

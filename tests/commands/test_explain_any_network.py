@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 
-from litcam.commands.explained_models import load_model
+from litcam.commands.explaining.models import load_model
 from litcam.lightning_modules import Classifier
 from litcam.train import main
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from litcam.commands import explain_results
-from litcam.commands.explained_models import load_model, name_models
+from litcam.commands.explaining import results as explain_results
+from litcam.commands.explaining.models import load_model, name_models
 from litcam.lightning_modules import Classifier
 from litcam.train import main
 

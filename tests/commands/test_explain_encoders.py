@@ -11,7 +11,7 @@ import wandb
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from litcam.commands.explained_models import load_model
+from litcam.commands.explaining.models import load_model
 from litcam.datamodules import ImageNetDataModule
 from litcam.datamodules.pixels.data_config import DataConfig
 from litcam.explain import CAM

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import load_file
 
 from litcam.callbacks import GradCAM, Reconstructions, SafeCSVLogger
-from litcam.commands.explained_models import load_model
+from litcam.commands.explaining.models import load_model
 from litcam.datamodules import ImageNetDataModule
 from litcam.datamodules.pixels.data_config import DataConfig
 from litcam.datamodules.pixels.decode import decode

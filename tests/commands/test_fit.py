@@ -11,7 +11,7 @@ import pytest
 import wandb
 import yaml
 
-from litcam.commands import run_folder
+from litcam.commands.running import run_folder
 from litcam.train import main
 
 OPTIONS = {

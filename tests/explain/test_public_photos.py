@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from litcam.commands.explained_models import load_model
-from litcam.commands.photos import read_photo
+from litcam.commands.explaining.models import load_model
+from litcam.commands.explaining.photos import read_photo
 from litcam.datamodules.pixels.transforms import normalize
 from litcam.explain import CAM
 from litcam.explain.metrics.maps import EnergyInside

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from litcam.commands.explained_models import GROUPS, load_model
+from litcam.commands.explaining.models import GROUPS, load_model
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform, normalize
 from litcam.explain import CAM

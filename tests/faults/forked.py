@@ -19,7 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 HERE = Path(__file__).parent
-IMPORTED = ("litcam.commands", "litcam.commands.training", "litcam.commands.explain", "timm", "cv2")
+IMPORTED = (
+    "litcam.commands",
+    "litcam.commands.running.training",
+    "litcam.commands.explain",
+    "timm",
+    "cv2",
+)
 ENVIRONMENT = {"WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 

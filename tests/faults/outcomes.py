@@ -7,9 +7,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 import huggingface_hub
 import pytest
 
-from litcam.commands import errors, training
-from litcam.commands.config_files import BASE, find_configs
-from litcam.commands.parser import Parser
+from litcam.commands.cli import errors
+from litcam.commands.cli.config_files import BASE, find_configs
+from litcam.commands.cli.parser import Parser
+from litcam.commands.running import training
 
 READ = "read"
 

@@ -11,10 +11,11 @@ from mutations import misspelt
 from outcomes import READ, outcome, parser, read_by  # noqa: F401
 from PIL import Image
 
-from litcam.commands import COMMANDS, demo, training
-from litcam.commands.config_files import find_configs
+from litcam.commands import COMMANDS, demo
+from litcam.commands.cli.config_files import find_configs
 from litcam.commands.convert import _parser as convert_parser
-from litcam.commands.explain_options import parse
+from litcam.commands.explaining.words import parse
+from litcam.commands.running import training
 from litcam.train import main
 
 WORDS = """

@@ -14,7 +14,7 @@ from damage import damaged
 from data_sets import pack, read_all, refusal, replace_column, rewrite, samples, write_photos
 from safetensors.torch import save_file
 
-from litcam.commands.explained_files import read_network
+from litcam.commands.explaining.stored import read_network
 from litcam.datamodules.convert import check, convert
 from litcam.datamodules.convert.inputs import open_source
 from litcam.datamodules.shard_format import COLUMNS, column_file

@@ -10,7 +10,7 @@ from apart import litcam, outcomes
 from damage import encoded
 from data_sets import pack, read_all, refusal, samples, write_photos
 
-from litcam.commands.explained_files import read_network
+from litcam.commands.explaining.stored import read_network
 from litcam.datamodules.convert import check, convert
 from litcam.datamodules.convert.inputs import open_source
 from litcam.datamodules.files import LARGEST

@@ -11,8 +11,8 @@ import pytest
 from mutations import change_config
 from outcomes import READ, made, outcome, parser, read_by  # noqa: F401
 
-from litcam.commands.config_files import CONFIGS, find_configs, packaged_configs
-from litcam.commands.explain_options import parse
+from litcam.commands.cli.config_files import CONFIGS, find_configs, packaged_configs
+from litcam.commands.explaining.words import parse
 
 FOUND = Path(__file__).parent / "found"
 FILES = packaged_configs()

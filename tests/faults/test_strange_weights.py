@@ -16,7 +16,7 @@ import torch
 from outcomes import READ, made, outcome, within  # noqa: F401
 from PIL import Image
 
-from litcam.commands.explained_models import load_model
+from litcam.commands.explaining.models import load_model
 from litcam.lightning_modules import Classifier
 from litcam.lightning_modules.checkpoints import save_encoder
 from litcam.train import main

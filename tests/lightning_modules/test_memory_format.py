@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from litcam.callbacks import GradCAM
-from litcam.commands.explained_files import read_network
+from litcam.commands.explaining.stored import read_network
 from litcam.explain import CAM
 from litcam.lightning_modules import Classifier
 

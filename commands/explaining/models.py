@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litcam.commands.explain_options import tell_apart
-from litcam.commands.explained_files import read_network
-from litcam.commands.other_networks import class_names, find_network, split_name
+from litcam.commands.explaining.other_networks import class_names, find_network, split_name
+from litcam.commands.explaining.stored import read_network
+from litcam.commands.explaining.words import tell_apart
 from litcam.datamodules.pixels.data_config import DataConfig, data_config
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone

@@ -13,7 +13,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
-from litcam.commands.errors import unknown
+from litcam.commands.cli.errors import unknown
 from litcam.datamodules.pixels.data_config import DataConfig, data_config, data_config_of
 from litcam.datamodules.sources.folders import readable_names
 from litcam.lightning_modules.backbones import create_backbone

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from litcam.commands.explained_models import Model
+from litcam.commands.explaining.models import Model
 from litcam.explain.comparison import Cell
 from litcam.explain.figures import Picture, overlay, sheet
 from litcam.files import replacing

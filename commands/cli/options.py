@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from litcam.commands import errors
+from litcam.commands.cli import errors
 
 
 class OptionParser(argparse.ArgumentParser):

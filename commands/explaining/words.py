@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from litcam.commands import errors, yaml_text
-from litcam.commands.config_files import find_configs
-from litcam.commands.devices import find_device
-from litcam.commands.options import OptionParser
-from litcam.commands.photos import find_photos
+from litcam.commands.cli import errors, yaml_text
+from litcam.commands.cli.config_files import find_configs
+from litcam.commands.cli.devices import find_device
+from litcam.commands.cli.options import OptionParser
+from litcam.commands.explaining.photos import find_photos
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS
 
 Key = TypeVar("Key")

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from litcam.commands import errors, yaml_text
+from litcam.commands.cli import errors, yaml_text
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = CONFIGS / "base.yaml"
 SUFFIXES = (".yaml", ".yml")
 CONFIG = ("--config", "-c")

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from litcam.commands import errors, yaml_text
-from litcam.commands.ranges import check_ranges
+from litcam.commands.cli import errors, yaml_text
+from litcam.commands.cli.ranges import check_ranges
 from litcam.lightning_modules.weights.size import check_size
 
 # What jsonargparse says about the types it tried, beside the one that matters.

@@ -22,14 +22,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import litcam.callbacks
 import litcam.lightning_modules  # noqa: F401
 from litcam.callbacks.places.redaction import redact, redact_words
-from litcam.commands import run_folder, slurm
-from litcam.commands.config_files import BASE, find_configs, name_of_run
-from litcam.commands.errors import end, trouble_elsewhere
-from litcam.commands.image_size import check_patches, follow_data
-from litcam.commands.parser import Parser
-from litcam.commands.predictions import PredictionsFile
-from litcam.commands.summary import describe, report, summarise
-from litcam.commands.versions import keep_versions
+from litcam.commands.cli.config_files import BASE, find_configs, name_of_run
+from litcam.commands.cli.errors import end, trouble_elsewhere
+from litcam.commands.cli.parser import Parser
+from litcam.commands.running import run_folder, slurm
+from litcam.commands.running.image_size import check_patches, follow_data
+from litcam.commands.running.predictions import PredictionsFile
+from litcam.commands.running.summary import describe, report, summarise
+from litcam.commands.running.versions import keep_versions
 from litcam.datamodules import ImageNetDataModule, SyntheticDataModule  # noqa: F401
 from litcam.files import write_whole
 from litcam.lightning_modules.atomic_checkpoints import save_atomically

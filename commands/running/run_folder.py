@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from litcam.callbacks import SafeCSVLogger
 from litcam.callbacks.places.redaction import redact_words
-from litcam.commands import slurm
+from litcam.commands.running import slurm
 from litcam.lightning_modules.atomic_checkpoints import newest_readable, read_checkpoint
 
 WANDB_ID = "wandb_run_id.txt"

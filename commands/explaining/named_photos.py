@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from litcam.commands import errors
-from litcam.commands.devices import find_device
-from litcam.commands.explain_options import name_photos
-from litcam.commands.explained_models import Model, load_model
-from litcam.commands.options import OptionParser
-from litcam.commands.photos import Tick, find_photos, progress_bar, read_photo
+from litcam.commands.cli import errors
+from litcam.commands.cli.devices import find_device
+from litcam.commands.cli.options import OptionParser
+from litcam.commands.explaining.models import Model, load_model
+from litcam.commands.explaining.photos import Tick, find_photos, progress_bar, read_photo
+from litcam.commands.explaining.words import name_photos
 from litcam.datamodules.loading import num_cores
 from litcam.datamodules.pixels.transforms import normalize
 from litcam.files import write_whole

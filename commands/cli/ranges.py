@@ -7,7 +7,7 @@ from importlib import import_module
 
 from jsonargparse import Namespace
 
-from litcam.commands import errors
+from litcam.commands.cli import errors
 
 # Lightning takes less, and then divides by zero, climbs instead of descending, or never validates.
 LEAST = {

@@ -56,7 +56,7 @@ def load(text: str) -> Any:
 
     >>> load("model: {lr: 1, lr: 2}")
     Traceback (most recent call last):
-    litcam.commands.yaml_text.YamlError: line 1: 'lr' stands twice; keep one
+    litcam.commands.cli.yaml_text.YamlError: line 1: 'lr' stands twice; keep one
     """
     try:
         root = yaml.compose(text, Loader=LOADER)

@@ -1,0 +1,1 @@
+"""How words and config files become options, and mistakes one line."""

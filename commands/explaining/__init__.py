@@ -1,0 +1,1 @@
+"""Photos, and networks of any origin: for `explain`, `predict` and `export`."""

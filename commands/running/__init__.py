@@ -1,0 +1,1 @@
+"""What a run of LightningCLI adds: its folder, its first and last lines, its answers."""
