@@ -52,6 +52,7 @@ def create_decoder(
     seen = outputs[0]
     ids = choose_cells(torch.zeros(2, grid[0] * grid[1], device="meta"), mask_ratio)
     create: Callable[..., Decoder | UNetDecoder]
+    size: dict[str, Any]
 
     def cost(**size: int) -> int:
         with torch.device("meta"):

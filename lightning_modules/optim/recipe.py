@@ -100,7 +100,10 @@ def configure(model: nn.Module, trainer: pl.Trainer, recipe: Recipe) -> Optimize
 
 
 def _curve(recipe: Recipe, warmup: int, total: int, epoch: int) -> Callable[[int], float]:
-    ends = {"min_lr_ratio": recipe.min_lr_ratio, "warmup_lr_ratio": recipe.warmup_lr_ratio}
+    ends: dict[str, Any] = {
+        "min_lr_ratio": recipe.min_lr_ratio,
+        "warmup_lr_ratio": recipe.warmup_lr_ratio,
+    }
     if recipe.step_decay is not None:
         return warmup_stairs(warmup, epoch, recipe.step_decay, **ends)
     return warmup_cosine(warmup, total, warmup_prefix=recipe.warmup_prefix, **ends)

@@ -40,9 +40,9 @@ def _stored(path: Path) -> Normalisation | None:
     file = path / "encoder.safetensors" if path.is_dir() else path
     facts = read_facts(file) if file.suffix == ".safetensors" and file.is_file() else {}
     for told in (facts, _timms_config(folder / "config.json")):
-        found = [told.get("mean"), told.get("std")]
-        if all(isinstance(each, list) and len(each) == 3 for each in found):
-            return found[0], found[1]
+        mean, std = told.get("mean"), told.get("std")
+        if isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3:
+            return mean, std
     return None
 
 
