@@ -127,7 +127,7 @@ def _write_onnx(source: Source, folder: Path) -> str:
     return (
         "model.onnx takes `images` (batch, 3, height, width), normalised, and gives `logits`; over "
         f"{len(images)} {what} they differ from PyTorch's by {difference:.1g} at most, where the "
-        f"largest is {largest:.2g}"
+        f"largest is {largest:.2g}."
     )
 
 

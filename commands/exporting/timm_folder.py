@@ -1,5 +1,6 @@
 """A network as timm and Hugging Face's hub keep them: config.json and model.safetensors."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from timm.models import save_for_hf
 
 from litcam.commands.explaining.models import Model
+from litcam.files import write_whole
 
 __all__ = ["write_timm"]
 
@@ -51,3 +53,7 @@ def write_timm(model: Model, folder: Path) -> None:
         model_args=arguments,
         safe_serialization=True,
     )
+    # The number of classes stands beside them as well, and transformers takes no second one.
+    config = json.loads((folder / "config.json").read_text())
+    config.get("model_args", {}).pop("num_classes", None)
+    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")

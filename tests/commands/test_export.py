@@ -129,6 +129,17 @@ def test_timm_gives_the_logits_of_the_checkpoint(run, images, capsys):
     assert not any(network.pretrained_cfg.get(name) for name in source)
 
 
+@torch.inference_mode()
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_transformers_gives_them_as_well(run, images):
+    transformers = pytest.importorskip("transformers")
+    main(["export", str(run)])
+    made = transformers.AutoModelForImageClassification.from_pretrained(run / "exported").eval()
+    assert made(pixel_values=images).logits.equal(read_back(run / "exported")(images))
+    assert made.config.id2label == {0: "cat", 1: "dog"}
+
+
 def test_timms_own_transform_makes_the_same_images(run, images):
     from PIL import Image
 
