@@ -42,7 +42,7 @@ def predict(args: Sequence[str]) -> None:
         ValueError: If an option makes no sense, the checkpoint cannot be used, or no photo read.
         OSError: If there is no such checkpoint.
     """
-    options = _parse(args)
+    options = parse(args)
     photos, problems = find_photos(options.photos)
     for problem in problems:
         _leave_out(problem)
@@ -65,7 +65,12 @@ def predict(args: Sequence[str]) -> None:
         sys.exit(STOPPED)
 
 
-def _parse(args: Sequence[str]) -> Any:
+def parse(args: Sequence[str]) -> Any:
+    """The options, each held against what it can be.
+
+    Raises:
+        ValueError: If one makes no sense.
+    """
     parser = OptionParser("predict")
     parser.add_argument("photos", nargs="*", default=[])
     parser.add_argument("--ckpt_path", default="")

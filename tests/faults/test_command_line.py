@@ -14,6 +14,7 @@ from PIL import Image
 from litcam.commands import COMMANDS, demo
 from litcam.commands.cli.config_files import find_configs
 from litcam.commands.convert import _parser as convert_parser
+from litcam.commands.explaining import named_photos
 from litcam.commands.explaining.words import parse
 from litcam.commands.running import training
 from litcam.train import main
@@ -36,6 +37,8 @@ RIGHT = {
         "--trainer.logger.offline true --model.backbone_args {stem_width:32} --seed_everything 1 "
         "--trainer trainer/cpu.yaml --ckpt_path none.ckpt",
     ),
+    "predict": "photo.png src --ckpt_path none.ckpt --topk 2 --out out.csv --device cpu "
+    "--batch_size 3",
     "demo": "--data.num_train 8 --trainer.max_epochs 1 --data.shortcut true",
     "explain": "photo.png --models resnet34 --classes 1 --methods gradcam --out out --device cpu "
     "--target_layer layer4 --pretrained --config paper/swin.yaml",
@@ -45,7 +48,7 @@ RIGHT = {
 
 
 def options_of(command, parser):  # noqa: F811
-    if command in training.SUBCOMMANDS:
+    if command in training.SUBCOMMANDS and command != "predict":
         within = parser._subcommands_action._name_parser_map[command]
         return list(within._option_string_actions)
     if command == "convert":
@@ -79,6 +82,8 @@ def change(words, options, rng):
 
 def reads(command, words, parser, *, whole=True):  # noqa: F811
     """Everything that a command does with its words; the work itself only where it is quick."""
+    if command == "predict":  # of photos; of a data set it takes the words of `litcam fit`
+        return partial(named_photos.parse, words)
     if not whole and command in (*training.SUBCOMMANDS, "demo"):
         return partial(find_configs, words)
     if command in training.SUBCOMMANDS:
