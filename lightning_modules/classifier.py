@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
@@ -52,6 +53,8 @@ class Classifier(GuardedSteps):
         linear_probe: train nothing but a fresh head.
         freeze: modules or parameters of the backbone that are not trained, such as ``layer1``;
             their BatchNorm statistics and dropout stand still as well.
+        norm_eval: keep BatchNorm in eval mode while training, on the means and variances of the
+            pretrained weights; its scales and shifts are trained. For short runs on few images.
         optimizer: any name of ``timm.optim.list_optimizers()``; ``sgd`` has Nesterov's momentum.
         optimizer_args: its own arguments, such as ``betas``, ``eps`` or ``momentum``.
         lr: learning rate for an effective batch of 256.
@@ -96,6 +99,7 @@ class Classifier(GuardedSteps):
         drop_path_rate: float = 0.0,
         linear_probe: bool = False,
         freeze: list[str] | None = None,
+        norm_eval: bool = False,
         optimizer: str = "adamw",
         optimizer_args: dict[str, Any] | None = None,
         lr: float = 5e-4,
@@ -232,6 +236,11 @@ class Classifier(GuardedSteps):
         super().train(mode)
         for module in self._frozen:
             module.eval()
+        if self.hparams["norm_eval"]:
+            # Looked for each time: sync_batchnorm puts other layers in their place.
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         return self
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -42,6 +42,18 @@ def test_a_linear_probe_sees_the_same_features_twice():
     assert not torch.equal(tuned(images), tuned(images))
 
 
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_batchnorm_in_eval_mode_learns_its_scales_alone(norm_eval):
+    module = make("cnn", norm_eval=norm_eval)
+    before = {key: value.clone() for key, value in module.backbone.state_dict().items()}
+    trainer().fit(module, Data())
+    after = module.backbone.state_dict()
+    changed = {key.rpartition(".")[2] for key, was in before.items() if not was.equal(after[key])}
+    assert {"weight", "bias"} <= changed
+    assert ({"running_mean", "running_var"} <= changed) == (not norm_eval)
+    assert ("num_batches_tracked" in changed) == (not norm_eval)
+
+
 def test_weights_count_before_pretrained_ones(tmp_path):
     file = save_encoder(make("cnn").backbone, tmp_path / "mine.safetensors")
     module = make("cnn", pretrained=True, weights=str(file))  # no network is asked
