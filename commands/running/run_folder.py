@@ -55,7 +55,7 @@ def prepare(config: Any, name: str, subcommand: str, words: Sequence[str]) -> st
     place = Path(save_dir) / (name if experiment in (None, "lightning_logs") else experiment)
     asked = _asked_folder(config, table)
     if asked is not None:
-        save_dir, place = asked.parent, asked.parent
+        save_dir, place = str(asked.parent), asked.parent
     runs = [*place.glob("version_*")] if asked is None else [asked]
     checkpoint = _find_checkpoint(config, place, runs, subcommand, words)
     left = "" if checkpoint is None else _look_into(checkpoint, config, subcommand)
