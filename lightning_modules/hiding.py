@@ -121,7 +121,8 @@ class SparseConvolution(Hiding):
         """See `Hiding.forward`.
 
         Raises:
-            ValueError: if the encoder recomputes layers in the backward, where no hook is on.
+            ValueError: if the encoder recomputes layers in the backward, where no hook is on, or
+                puts its channels last.
         """
         features = self._encode(encoder, images, ids_keep)
         return gather_cells(rearrange(features, "b c h w -> b (h w) c"), ids_keep)
@@ -138,6 +139,11 @@ class SparseConvolution(Hiding):
         seen = enlarge(visible, images.shape[2:]).unsqueeze(1).to(images.dtype)
         with hooked([*sparse_hooks(encoder, visible, ids_keep), *hooks]):
             features: Tensor = encoder.forward_features(images * seen)
+        if tuple(features.shape[2:]) != self._grid:
+            raise ValueError(
+                f"MAE: {type(encoder).__name__} puts the channels of its features last, where they "
+                "cannot be taken for a CNN's; use another backbone"
+            )
         return features
 
 
@@ -169,12 +175,13 @@ class SparsePyramid(SparseConvolution):
 def finer_stages(encoder: Any) -> list[str]:
     """Name the stages of a CNN whose maps are 2, 4 and 8 times the size of its last one's.
 
-    Where several have a size, the last of them; up to the first size that none has, and none where
-    doubling does not lead to the image.
+    Where several have a size, the last of them; up to the first size that none has. None at all
+    where doubling does not lead to the image, or stages are no modules (HRNet).
     """
+    parts = {name for name, _ in encoder.named_modules()}
     by_stride = {stage["reduction"]: stage["module"] for stage in encoder.feature_info}
     last = max(by_stride)
-    if last.bit_count() != 1:
+    if last.bit_count() != 1 or not parts.issuperset(by_stride.values()):
         return []
     strides = takewhile(lambda stride: stride in by_stride, (last / 2, last / 4, last / 8))
     return [by_stride[stride] for stride in strides]

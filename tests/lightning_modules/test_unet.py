@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from litcam.lightning_modules import MAE
 from litcam.lightning_modules.decoders import UNetDecoder
+from litcam.lightning_modules.hiding import finer_stages
 from litcam.lightning_modules.masking import patchify
 
 RESNET = {"channels": (8, 16, 16, 24)}
@@ -222,6 +223,13 @@ def test_what_cannot_be_is_refused_in_one_line(message, options):
     with pytest.raises(ValueError, match=message) as error:
         MAE(**{"backbone": "resnet10t", "image_size": 64, **options})
     assert "\n" not in str(error.value)
+
+
+def test_stages_that_are_no_modules_leave_the_transformer():
+    with torch.device("meta"):
+        assert finer_stages(timm.create_model("hrnet_w18_small", num_classes=0)) == []
+    with pytest.raises(ValueError, match="MambaOut puts the channels of its features last"):
+        MAE("test_mambaout", 0.5, image_size=64)
 
 
 def fit(mae, folder, epochs, ckpt_path=None):
