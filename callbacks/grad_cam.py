@@ -20,7 +20,7 @@ from litcam.callbacks.notes import RETRY, describe_failure, never_kills
 from litcam.callbacks.places.pictures import gather, picture_folder
 from litcam.callbacks.validation.batch import Reading
 from litcam.callbacks.validation.beside import takes_iterator
-from litcam.explain.methods.formulas import find_method
+from litcam.explain.methods.formulas import VIT_METHODS, find_method
 from litcam.explain.scores import Target, check_activation
 
 
@@ -33,10 +33,11 @@ class GradCAM(EachValidation):
 
     Args:
         num_images: how many images are shown, spread evenly over the validation set.
-        method: a name in `litcam.explain.METHODS`.
+        method: a name in `litcam.explain.METHODS`, or in `VIT_METHODS` for a ViT of timm's.
         network: dotted name of the network in the LightningModule; by default the outermost
             module that takes the images.
-        target_layer: dotted name of the layer; by default found and checked.
+        target_layer: dotted name of the layer; by default found and checked. Several names for
+            `method="layercam"`.
         classes: one view each: `"predicted"`, `"true"`, a class name or a class number.
         indices: dataset indices of the images to show, instead of `num_images`.
         show: `"fixed"`, the same images every time; `"wrong"`, the surest mistakes of a validation;
@@ -76,7 +77,7 @@ class GradCAM(EachValidation):
         method: str = "gradcam",
         *,
         network: str = "",
-        target_layer: str = "",
+        target_layer: str | Sequence[str] = "",
         classes: Sequence[str | int] = ("predicted", "true"),
         indices: Sequence[int] = (),
         show: str = "fixed",
@@ -101,7 +102,8 @@ class GradCAM(EachValidation):
             raise ValueError(f"show must be one of {', '.join(SHOW)}, got {show!r}")
         if indices and show != "fixed":
             raise ValueError(f"indices names the images, and so does show={show!r}: pass one")
-        find_method(method)
+        if method not in VIT_METHODS:
+            find_method(method)
         MapMetrics(metrics)
         check_activation(activation)
         self.show, self.target, self.activation = show, target, activation

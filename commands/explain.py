@@ -20,7 +20,7 @@ from litcam.datamodules.pixels.transforms import normalize
 from litcam.explain import CAM
 from litcam.explain.comparison import Cell, explain_photos
 from litcam.explain.figures import enlarge
-from litcam.explain.methods.formulas import CLASS_FREE, METHODS, SLOW_METHODS
+from litcam.explain.methods.formulas import CLASS_FREE, METHODS, SLOW_METHODS, VIT_METHODS
 
 PAGE = """\
 usage: litcam explain PHOTO [PHOTO …] --models NAME [NAME …] [OPTIONS]
@@ -37,10 +37,11 @@ Options
   --classes NAME …      predicted (default), true (the name of the photo's folder), a name, number;
                         cat and dog take the likeliest breed
   --methods NAME …      {methods}
+                        for timm's ViTs: {vit}
                         slow, one forward a channel: {slow}
                         for an encoder, which knows no classes: {free}
   --pretrained          timm's weights, downloaded once; else the names of timm have random weights
-  --target_layer NAME   instead of the one that is found
+  --target_layer NAME … instead of the one that is found; several for layercam
   --device NAME         cpu, cuda, cuda:1, mps; default: the accelerator of this machine, if any
   --out FOLDER          default: explained
   --config FILE         any of these options, as YAML; paper/… are the figures of litcam's paper
@@ -62,8 +63,8 @@ def explain(args: Sequence[str]) -> None:
             written.
     """
     if not args or not {"-h", "--help"}.isdisjoint(args):
-        names = (" ".join(each) for each in (METHODS, SLOW_METHODS, CLASS_FREE))
-        print(PAGE.format(**dict(zip(("methods", "slow", "free"), names, strict=True))))
+        names = (" ".join(each) for each in (METHODS, VIT_METHODS, SLOW_METHODS, CLASS_FREE))
+        print(PAGE.format(**dict(zip(("methods", "vit", "slow", "free"), names, strict=True))))
         return
     options, problems = parse(args)
     # How many tensors were loaded is news where one trains, not for each model of a figure.
@@ -176,7 +177,9 @@ class _Explainer:
         self, photos: Sequence[tuple[Path, str]], images: Tensor, before: Callable[[str], None]
     ) -> list[tuple[list[Cell], list[str]]]:
         model, options = self._model, self._options
-        self._cam = self._cam or CAM(model.network, target_layer=options.target_layer or None)
+        layers = options.target_layer
+        method, layer = ("layercam", layers) if len(layers) > 1 else ("gradcam", "".join(layers))
+        self._cam = self._cam or CAM(model.network, method, layer or None)
         folders = [photo.absolute().parent.name for photo, _ in photos]
         resolves = [partial(model.resolve, folder=folder) for folder in folders]
         return explain_photos(

@@ -2,7 +2,8 @@
 
 from litcam.explain.cam import CAM, find_target_layer
 from litcam.explain.layers.layout import TargetLayer
-from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, scale_maps
+from litcam.explain.methods.finer import finer_scores
+from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, VIT_METHODS, scale_maps
 from litcam.explain.methods.guided import guided_gradcam
 from litcam.explain.methods.slow import count_forwards, slow_map
 from litcam.explain.metrics.drift import Drift, MapMemory
@@ -19,6 +20,7 @@ __all__ = [
     "METRICS",
     "ROAD",
     "SLOW_METHODS",
+    "VIT_METHODS",
     "AverageDropIncrease",
     "BlankMaps",
     "DeletionInsertion",
@@ -32,6 +34,7 @@ __all__ = [
     "count_forwards",
     "find_metric",
     "find_target_layer",
+    "finer_scores",
     "guided_gradcam",
     "randomisation_check",
     "scale_maps",

@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from litcam.explain.forward.recording import Recording
 from litcam.explain.forward.untouched import evaluating, frozen
 from litcam.explain.layers.layout import TargetLayer
-from litcam.explain.methods.formulas import Method, find_method, scale_maps
+from litcam.explain.methods.finer import finer_scores
+from litcam.explain.methods.formulas import VIT_METHODS, Method, find_method, scale_maps
+from litcam.explain.methods.legrad import LeGrad
+from litcam.explain.methods.libra import LibraGrad
+from litcam.explain.methods.several import SeveralLayers
+from litcam.explain.methods.vit import Watch
 from litcam.explain.networks import unwrap
 from litcam.explain.scores import Target
 
 Classes = Tensor | Sequence[int] | Sequence[Sequence[int]] | int | None
+Layer = str | nn.Module | TargetLayer
 
 
 class CAM:
@@ -28,9 +34,10 @@ class CAM:
     Args:
         network: a classifier: any module that takes images `(batch, channels, height, width)` and
             returns logits `(batch, num_classes)`, or an object with `logits`.
-        method: a name in `litcam.explain.METHODS`.
+        method: a name in `litcam.explain.METHODS`, or in `VIT_METHODS` for a ViT of timm's.
         target_layer: a dotted name or a module; by default found before the first forward, on two
-            of its images.
+            of its images. Several of them for `"layercam"`, whose maps are then fused at the
+            finest grid.
         target: from the network's output to what is explained, one number an image `(batch,)` or
             several `(batch, k)`, which then are the classes; by default its logits.
         backend: as of `torch.compile`, which then compiles the forward before and behind the layer:
@@ -38,7 +45,8 @@ class CAM:
             uncompiled here.
 
     Raises:
-        ValueError: no such method or layer; the message offers close matches.
+        ValueError: no such method or layer, with close matches in the message; or the method is
+            not made for this network.
 
     Example:
         >>> import timm, torch
@@ -53,14 +61,17 @@ class CAM:
         self,
         network: nn.Module,
         method: str = "gradcam",
-        target_layer: str | nn.Module | TargetLayer | None = None,
+        target_layer: Layer | Sequence[str | nn.Module] | None = None,
         *,
         target: Target | None = None,
         backend: Any = None,
     ) -> None:
         self.network = unwrap(network)
-        self._method = find_method(method)
-        self._recording = Recording(self.network, target_layer, target, backend)
+        self.method = method
+        self._watch = make_watch(self.network, method, target_layer)
+        if isinstance(target_layer, Sequence) and not isinstance(target_layer, str):
+            target_layer = target_layer[-1]
+        self._recording = Recording(self.network, target_layer, target, backend, self._watch)
 
     def __enter__(self) -> Self:
         self._recording.open()
@@ -78,6 +89,12 @@ class CAM:
     def target_layer(self) -> TargetLayer | None:
         """The layer in use, or None before the first forward."""
         return self._recording.layer
+
+    @property
+    def made_at(self) -> TargetLayer | None:
+        """Where the maps of its own method are made: that layer, or what the method looks at."""
+        layer = self._recording.layer
+        return self._watch.made_at(layer) if self._watch and layer else layer
 
     @property
     def images(self) -> Tensor | None:
@@ -129,7 +146,14 @@ class CAM:
             RuntimeError: as for a call.
             ValueError: no such method.
         """
-        formula = find_method(method) if method else self._method
+        method = method or self.method
+        watched = self._watch is not None and method == self.method
+        formula = None if watched else find_method(method)
+        if formula and self._watch is not None and self._watch.answers_alone:
+            raise ValueError(
+                f"method {method!r} needs plain gradients, and this forward was recorded for "
+                f"{self.method!r}: record another, by CAM(network, method={method!r})"
+            )
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
@@ -137,7 +161,8 @@ class CAM:
             stack.enter_context(torch.autocast(self._logits().device.type, enabled=False))
             # As in the forward: gradient checkpointing runs part of it again and compares.
             stack.enter_context(frozen(self._recording.frozen))
-            return torch.stack([self._explain(each, formula) for each in classes.unbind(1)], 1)
+            made = [self._explain(each, method, formula) for each in classes.unbind(1)]
+            return torch.stack(made, 1)
 
     def heatmaps(
         self, classes: Classes = None, size: tuple[int, int] | None = None, *, method: str = ""
@@ -167,17 +192,16 @@ class CAM:
             raise RuntimeError("no forward was recorded: call the network inside `with CAM(...)`")
         return self._recording.logits
 
-    def _explain(self, classes: Tensor, formula: Method) -> Tensor:
+    def _explain(self, classes: Tensor, method: str, formula: Method | None) -> Tensor:
         """Maps `(batch, height, width)` for one class an image."""
         recorded = self._recording
         assert recorded.logits is not None and recorded.activations is not None
         assert recorded.layer is not None
-        ones = torch.zeros_like(recorded.logits).scatter_(1, classes[:, None], 1.0)
-        # With respect to the layer only: no parameter's .grad is touched.
         try:
-            (gradients,) = torch.autograd.grad(
-                recorded.logits, recorded.activations, ones, retain_graph=True, allow_unused=True
-            )
+            if formula is None:
+                assert self._watch is not None
+                return self._watch.explain(recorded.logits, classes, recorded.layer).relu_()
+            gradients = self._differentiate(recorded.logits, classes, finer=method == "finercam")
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise
@@ -190,6 +214,46 @@ class CAM:
         to_maps = recorded.layer.layout.to_maps
         activations = to_maps(recorded.activations.detach()).float()
         return formula(activations, to_maps(gradients).float()).relu_()
+
+    def _differentiate(self, logits: Tensor, classes: Tensor, *, finer: bool) -> Tensor | None:
+        """The gradient with respect to the layer only: no parameter's .grad is touched."""
+        weights = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
+        if finer:
+            with torch.enable_grad():
+                leaf = logits.detach().float().requires_grad_()
+                (weights,) = torch.autograd.grad(finer_scores(leaf, classes).sum(), leaf)
+            weights = weights.to(logits.dtype)
+        (gradients,) = torch.autograd.grad(
+            logits, self._recording.activations, weights, retain_graph=True, allow_unused=True
+        )
+        return gradients
+
+
+def make_watch(
+    network: nn.Module, method: str, target_layer: Layer | Sequence[str | nn.Module] | None
+) -> Watch | None:
+    """What keeps more of a forward than one layer, where the method needs it.
+
+    Raises:
+        ValueError: no such method or layer, or they do not go together.
+    """
+    several = isinstance(target_layer, Sequence) and not isinstance(target_layer, str)
+    if method in VIT_METHODS:
+        if target_layer is not None and not isinstance(target_layer, TargetLayer):
+            raise ValueError(
+                f"method {method!r} looks at {VIT_METHODS[method]}: leave target_layer out"
+            )
+        return {"legrad": LeGrad, "libragrad": LibraGrad}[method](network)
+    find_method(method)
+    if not several:
+        return None
+    assert isinstance(target_layer, Sequence)
+    if method != "layercam" or not target_layer:
+        raise ValueError(
+            f"target_layer names {len(target_layer)} layers: several are for method 'layercam', "
+            f"and {method!r} takes one"
+        )
+    return SeveralLayers(network, target_layer)
 
 
 def as_table(classes: Classes, logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from litcam.explain.cam import CAM
-from litcam.explain.methods.formulas import CLASS_FREE, SLOW_METHODS, scale_maps
+from litcam.explain.methods.formulas import CLASS_FREE, SLOW_METHODS, VIT_METHODS, scale_maps
 from litcam.explain.methods.slow import slow_map
 
 __all__ = ["Cell", "explain_photos"]
@@ -25,7 +25,7 @@ class Cell:
         number: Of the class in this network, if it has classes.
         name: Of the class.
         probability: Of the class, in [0, 1], if there is one.
-        method: Name in `METHODS` or `SLOW_METHODS`.
+        method: Name in `METHODS`, `VIT_METHODS` or `SLOW_METHODS`.
         layer: Dotted name of the target layer.
         grid: Its height and width.
         reason: Why that layer.
@@ -64,13 +64,15 @@ def explain_photos(
     resolves: Sequence[Resolve] | None,
     before: Callable[[str], None] = lambda method: None,
 ) -> list[tuple[list[Cell], list[str]]]:
-    """Explains photos: all classes and methods out of one forward, but for the slow methods.
+    """Explains photos: all classes and methods out of one forward.
+
+    But for the slow methods, and those made for ViTs, which have a forward each.
 
     Args:
         cam: Of a network in eval mode; it looks for the layer at the first photos, if it has none.
         images: ``(batch, channels, height, width)``, as the network takes them.
         wanted: Classes to explain.
-        methods: Names in `METHODS` and `SLOW_METHODS`.
+        methods: Names in `METHODS`, `VIT_METHODS` and `SLOW_METHODS`.
         resolves: For each photo, from a wanted class and the probabilities ``(num_classes,)`` to
             its number and name; a ValueError says that there is none. None for an encoder, which
             has no classes and gives features ``(batch, num_features)``.
@@ -98,14 +100,19 @@ def explain_photos(
     found: list[dict[tuple[int, str], Cell]] = [{} for _ in asked]
     for method in methods if any(asked) else []:
         before(method)
-        maps = _make_maps(cam, images, asked, method)
+        try:
+            recorded = _record(cam, images, method)
+        except ValueError as error:  # not made for this network
+            problems[0].append(str(error))
+            continue
+        maps = _make_maps(recorded, images, asked, method)
         for cells, classes, raw in zip(found, asked, maps, strict=True):
             for place, one in enumerate(classes):
-                cells[place, method] = _cell(cam, method, one, raw[place])
+                cells[place, method] = _cell(recorded, method, one, raw[place])
     cam.release()
     order = [[(n, method) for n in range(len(one)) for method in methods] for one in asked]
     each = zip(found, order, problems, strict=True)
-    return [([cells[at] for at in places], lines) for cells, places, lines in each]
+    return [([cells[at] for at in places if at in cells], lines) for cells, places, lines in each]
 
 
 def _find(
@@ -128,6 +135,18 @@ def _find(
     return asked, problems
 
 
+def _record(cam: CAM, images: Tensor, method: str) -> CAM:
+    """What answers a method: the same forward, or one that was recorded for this method."""
+    if method not in VIT_METHODS:
+        return cam
+    own = CAM(cam.network, method, cam.target_layer)
+    with own, torch.no_grad():
+        own.network(images)
+    if own.failure:
+        raise ValueError(own.failure)
+    return own
+
+
 def _make_maps(cam: CAM, images: Tensor, asked: Sequence[Sequence[_Asked]], method: str) -> Tensor:
     """Maps ``(batch, most_asked, height, width)`` at the layer's grid, those of a photo first."""
     most = max(map(len, asked))
@@ -145,7 +164,8 @@ def _make_maps(cam: CAM, images: Tensor, asked: Sequence[Sequence[_Asked]], meth
 
 
 def _cell(cam: CAM, method: str, asked: _Asked, raw: Tensor) -> Cell:
-    assert cam.target_layer is not None
+    made_at = cam.made_at if method == cam.method else cam.target_layer
+    assert made_at is not None
     assert cam.images is not None
     height, width = cam.images.shape[-2:]
     return Cell(
@@ -154,9 +174,9 @@ def _cell(cam: CAM, method: str, asked: _Asked, raw: Tensor) -> Cell:
         name=asked.name,
         probability=asked.probability,
         method=method,
-        layer=cam.target_layer.name,
-        grid=cam.target_layer.grid,
-        reason=cam.target_layer.reason,
+        layer=made_at.name,
+        grid=made_at.grid,
+        reason=made_at.reason,
         highest=float(raw.max()),
         heatmap=scale_maps(raw[None], (height, width))[0],
     )

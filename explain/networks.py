@@ -120,6 +120,11 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
+def has_graph(images: Tensor, network: nn.Module) -> bool:
+    """Whether a plain forward in grad mode would have given logits with a graph."""
+    return images.requires_grad or any(p.requires_grad for p in network.parameters())
+
+
 def timm_models(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The timm models in `network` with their dotted names, outermost first."""
     for name, module in network.named_modules():

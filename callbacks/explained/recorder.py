@@ -1,5 +1,6 @@
 """Recording the network's forward inside somebody else's validation step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from litcam.callbacks.explained.answer import Answer
 from litcam.callbacks.explained.finder import Finder
 from litcam.callbacks.validation.batch import Batch
 from litcam.explain import CAM, TargetLayer
+from litcam.explain.cam import make_watch
 from litcam.explain.forward.compiled import find_backend
 from litcam.explain.layers.layout import find_module, resolve_indices
 from litcam.explain.networks import unwrap
@@ -28,7 +30,7 @@ class Recorded:
         answer: what of the network's output is explained.
         loader: which of several the batch came from.
         layer: dotted name of the layer in the LightningModule.
-        method: a name in `litcam.explain.METHODS`.
+        method: a name in `litcam.explain.METHODS` or `VIT_METHODS`.
     """
 
     cam: CAM
@@ -67,9 +69,10 @@ class Recorder:
 
     Args:
         root: the LightningModule.
-        method: a name in `litcam.explain.METHODS`.
+        method: a name in `litcam.explain.METHODS` or `VIT_METHODS`.
         network: dotted name of the network in `root`, or empty to find it.
-        target_layer: dotted name of the layer in the network or in `root`, or empty to find it.
+        target_layer: dotted name of the layer in the network or in `root`, or empty to find it;
+            several as for `CAM`.
         answer: what of the network's output is explained.
         compiles: whether to explain inside `torch.compile`, where the run does so.
 
@@ -78,7 +81,8 @@ class Recorder:
         missed: whether a batch of the first loader was not recorded in this validation.
 
     Raises:
-        ValueError: a name does not exist; the message offers close matches.
+        ValueError: a name does not exist, with close matches in the message; or the method is not
+            made for this network or these layers.
     """
 
     def __init__(
@@ -86,14 +90,14 @@ class Recorder:
         root: nn.Module,
         method: str,
         network: str,
-        target_layer: str,
+        target_layer: str | Sequence[str],
         *,
         answer: Answer,
         compiles: bool = False,
     ) -> None:
         self._root, self._method, self._answer = root, method, answer
         self._compiles = compiles
-        self._layer: nn.Module | None = None
+        self._layer: nn.Module | list[str | nn.Module] | None = None
         # One for each loader: a step may do something else with another loader's batches.
         self._cams: dict[int, CAM] = {}
         self._known: dict[nn.Module, TargetLayer] = {}
@@ -103,8 +107,13 @@ class Recorder:
         self._given = find_module(root, network, "network")[1] if network else None
         self.refusal = ""
         self.begin()
-        if target_layer:
-            self._layer = self._find_layer(self._given or root, target_layer)
+        inside = self._given or root
+        if isinstance(target_layer, str):
+            self._layer = self._find_layer(inside, target_layer) if target_layer else None
+        else:
+            self._layer = [self._find_layer(inside, name) for name in target_layer] or None
+        # Before the run: at its first validation it would be too late to choose another.
+        make_watch(inside, method, self._layer)
         self._named = None if self._given is None else self._make(self._given)
 
     def begin(self) -> None:
@@ -154,7 +163,8 @@ class Recorder:
         if learn or not answer.activation:
             answer.learn(cam.logits, several=batch.have_several(num_scores))
         labels = batch.labels(num_scores) if cam.logits.shape[1] > 1 else None
-        layer = f"{self._name_of(cam.network)}.{cam.target_layer.name}".lstrip(".")
+        assert cam.made_at is not None
+        layer = f"{self._name_of(cam.network)}.{cam.made_at.name}".lstrip(".")
         return Recorded(cam, labels, answer, loader, layer, self._method), ""
 
     def _find_recorded(self, batch: Batch, loader: int) -> tuple[CAM | None, str]:
@@ -194,7 +204,8 @@ class Recorder:
 
     def _make(self, network: nn.Module) -> CAM:
         inner = unwrap(network)
-        layer = self._known.get(inner, self._layer)
+        several = isinstance(self._layer, list)
+        layer = self._layer if several else self._known.get(inner, self._layer)
         backend = find_backend(self._root, inner) if self._compiles else None
         return CAM(network, self._method, layer, target=self._answer, backend=backend)
 

@@ -113,7 +113,7 @@ class ShownMaps:
             What could not be shown.
         """
         cam, answer, index = recorded.cam, recorded.answer, recorded.loader
-        assert cam.target_layer is not None
+        assert cam.made_at is not None
         shown = self._choose(trainer, index)
         names = Names.find(trainer, find_dataset(shown.loader))
         logits, labels = recorded.logits, recorded.labels
@@ -126,7 +126,7 @@ class ShownMaps:
         views, problems = find_views(self._classes, names, logits, labels)
         if not views:
             return problems
-        grid = cam.target_layer.grid
+        grid = cam.made_at.grid
         made_by: dict[str, Any] = {
             "layer": recorded.layer,
             "grid": list(grid),
@@ -140,7 +140,7 @@ class ShownMaps:
             what += f" for {logits.shape[1]} classes that the data does not name"
         self._choice = (
             f"explains {type(cam.network).__name__}{what} at {recorded.layer} "
-            f"({grid[0]}x{grid[1]}): {cam.target_layer.reason}; shows {self._describe(shown)}",
+            f"({grid[0]}x{grid[1]}): {cam.made_at.reason}; shows {self._describe(shown)}",
             pixels,
         )
         if self._surest is None:

@@ -12,7 +12,7 @@ from litcam.commands.cli.config_files import find_configs
 from litcam.commands.cli.devices import find_device
 from litcam.commands.cli.options import OptionParser
 from litcam.commands.explaining.photos import find_photos
-from litcam.explain.methods.formulas import METHODS, SLOW_METHODS
+from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, VIT_METHODS
 
 Key = TypeVar("Key")
 
@@ -29,7 +29,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--classes", nargs="+", default=["predicted"])
     parser.add_argument("--methods", nargs="+", default=["gradcam"])
     parser.add_argument("--pretrained", action="store_true")
-    parser.add_argument("--target_layer", default="")
+    parser.add_argument("--target_layer", nargs="+", default=[])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", default="explained")
     parser.add_argument("--config")
@@ -107,7 +107,7 @@ def _as_word(file: Path, name: str, value: Any, default: Any) -> Any:
 
 
 def _find_methods(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    known = [*METHODS, *SLOW_METHODS]
+    known = [*METHODS, *VIT_METHODS, *SLOW_METHODS]
     problems = [errors.unknown("method", name, known) for name in names if name not in known]
     return [name for name in names if name in known], problems
 

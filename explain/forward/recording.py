@@ -1,7 +1,7 @@
 """Recording the graph from a layer to the scores inside a forward that happens anyway."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -22,7 +22,8 @@ from litcam.explain.forward.untouched import (
 from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
 from litcam.explain.layers.order import Order, check_order
 from litcam.explain.layers.survey import Call, find_layer
-from litcam.explain.networks import copy_inference, detach, find_images, run_eagerly
+from litcam.explain.methods.vit import Watch
+from litcam.explain.networks import copy_inference, detach, find_images, has_graph, run_eagerly
 from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
 
 # Recordings whose network is being called, the innermost last.
@@ -45,6 +46,7 @@ class Recording:
         network: the network whose forwards are recorded.
         target_layer: as for `CAM`; by default found before the first forward, on two of its images.
         target, backend: as for `CAM`.
+        watch: keeps more of the forward than the layer; it then runs uncompiled.
 
     Attributes:
         layer: the `TargetLayer` in use, or None before the first forward.
@@ -66,10 +68,11 @@ class Recording:
         target_layer: str | nn.Module | TargetLayer | None,
         target: Target | None = None,
         backend: Any = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.network, self._target = network, target
+        self.network, self._target, self.watch = network, target, watch
         self._compiled: Compiled | None = None
-        self._backend, self._is_open = backend, False
+        self._backend, self._is_open = None if watch else backend, False
         self.layer: TargetLayer | None = None
         self.failure = ""
         self.frozen: list[nn.Parameter] = []
@@ -107,6 +110,8 @@ class Recording:
         self.images: Tensor | None = None
         self.activations: Tensor | None = None
         self.logits: Tensor | None = None
+        if self.watch:
+            self.watch.release()
 
     def around(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A forward, recorded where it can be."""
@@ -181,7 +186,7 @@ class Recording:
                 self._finish(output)
             if not self._checked and self.layer is not None and not self.failure:
                 self._check(call, self.layer)
-        plain = not (through and _has_graph(call.images, self.network))
+        plain = not (through and has_graph(call.images, self.network))
         # Another one around this network still needs the graph.
         return detach(output) if plain and len(_running) == 1 else output
 
@@ -191,7 +196,8 @@ class Recording:
         if not (self._backend and alone and isinstance(call.forward, FunctionType | MethodType)):
             hook = layer.register_forward_hook(self._at_target_layer)
             stack.callback(hook.remove)
-            return call()
+            with self.watch.watching(call.images) if self.watch else nullcontext():
+                return call()
         self._compiled = self._compiled or Compiled(layer, self._backend)
         at_layer = partial(self._at_target_layer, layer, None)
         return self._compiled(call.forward, call.args, call.kwargs, at_layer)
@@ -253,11 +259,9 @@ class Recording:
         layout = find_layout(output.shape, self.images.shape, self.network, module, known)
         if layout is None:
             batch, _, height, width = self.images.shape
-            parts = (
-                "no" if len(output) == batch else f"not one entry for each of {batch} images, no"
-            )
+            no = "no" if len(output) == batch else f"not one entry for each of {batch} images, no"
             self.failure = (
-                f"layer {name} gives {tuple(output.shape)}: {parts} grid over images of "
+                f"layer {name} gives {tuple(output.shape)}: {no} grid over images of "
                 f"{height}x{width} pixels"
             )
             return None
@@ -287,13 +291,10 @@ class Recording:
             self.failure = f"layer {layer} was not called in the forward of {name}"
         elif not self.logits.requires_grad:
             self.failure = self._no_graph
+        elif self.watch is not None and self.layer is not None:
+            self.failure = self.watch.find_problem(self.logits, self.layer)
 
     def _describe(self, error: Exception) -> str:
         name = type(self.network).__name__
         line = " ".join(next(iter(str(error).splitlines()), "").split())
         return f"the forward of {name} cannot be recorded ({type(error).__name__}: {line})"
-
-
-def _has_graph(images: Tensor, network: nn.Module) -> bool:
-    """Whether a plain forward in grad mode would have given logits with a graph."""
-    return images.requires_grad or any(p.requires_grad for p in network.parameters())

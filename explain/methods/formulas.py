@@ -150,12 +150,18 @@ METHODS: dict[str, Method] = {
     "hirescam": hirescam,
     "layercam": layercam,
     "eigencam": eigencam,
+    # Grad-CAM of another score: methods/finer.py.
+    "finercam": gradcam,
 }
 
 # Their maps are the same for every class, so that a network without classes has them too.
 CLASS_FREE = ("eigencam",)
 
 # Here rather than beside their code, so that `find_method` can offer all names.
+VIT_METHODS: dict[str, str] = {
+    "legrad": "the attention of every block of a ViT",
+    "libragrad": "the first block's tokens of a ViT, along balanced paths",
+}
 SLOW_METHODS: dict[str, str] = {
     "scorecam": "one forward a channel and image, of the image masked by the channel",
     "ablationcam": "one forward a channel and image, without the channel",
@@ -166,8 +172,8 @@ def find_method(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        ValueError: there is none, or it needs forwards of its own; the message offers close
-            matches.
+        ValueError: there is none, or it needs forwards of its own or a forward that knows of it;
+            the message offers close matches.
     """
     if name in METHODS:
         return METHODS[name]
@@ -176,7 +182,12 @@ def find_method(name: str) -> Method:
             f"method {name!r} takes {SLOW_METHODS[name]}: use litcam.explain.slow_map, or one of "
             f"{', '.join(METHODS)}"
         )
-    names = [*METHODS, *SLOW_METHODS]
+    if name in VIT_METHODS:
+        raise ValueError(
+            f"method {name!r} looks at {VIT_METHODS[name]}, and so has to be named before the "
+            f"forward: CAM(network, method={name!r}), or GradCAM(method={name!r})"
+        )
+    names = [*METHODS, *VIT_METHODS, *SLOW_METHODS]
     near = get_close_matches(name, names, n=3) or sorted(names)
     raise ValueError(f"method {name!r} is unknown; did you mean {', '.join(near)}?")
 
