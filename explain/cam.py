@@ -161,7 +161,9 @@ class CAM:
             stack.enter_context(torch.autocast(self._logits().device.type, enabled=False))
             # As in the forward: gradient checkpointing runs part of it again and compares.
             stack.enter_context(frozen(self._recording.frozen))
-            made = [self._explain(each, method, formula) for each in classes.unbind(1)]
+            # A copy: classes made under inference mode could not be saved for a gradient.
+            columns = classes.clone().unbind(1)
+            made = [self._explain(each, method, formula) for each in columns]
             return torch.stack(made, 1)
 
     def heatmaps(

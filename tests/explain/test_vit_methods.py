@@ -283,7 +283,7 @@ def test_a_layer_and_all_blocks_are_two_wishes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["legrad", "libragrad"])
+@pytest.mark.parametrize("method", ["legrad", "libragrad", "finercam"])
 def test_a_validation_is_explained(method, tmp_path):
     from lightning.pytorch import Trainer
 
@@ -297,4 +297,6 @@ def test_a_validation_is_explained(method, tmp_path):
     data = SyntheticDataModule(num_train=8, num_val=8, image_size=64, batch_size=4)
     trainer.validate(module, data, verbose=False)
     assert trainer.callback_metrics["val/gradcam/energy_inside"] > 0
-    assert list((tmp_path / "gradcam").rglob("*.png"))
+    records = (tmp_path / "gradcam" / "images.jsonl").read_text()
+    assert f'"method": "{method}"' in records
+    assert '"layer": "backbone.blocks' in records
