@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litcam.commands.explained_models import Model, load_model
+from litcam.commands.explaining.models import Model, load_model
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform, normalize
 from litcam.datamodules.sources.layouts import is_image
