@@ -154,11 +154,7 @@ def _make_maps(cam: CAM, images: Tensor, asked: Sequence[Sequence[_Asked]], meth
     numbers = [[each.number or 0 for each in one] + [0] * (most - len(one)) for one in asked]
     if method in SLOW_METHODS:
         layer = cam.target_layer
-        photos = [
-            torch.cat([slow_map(cam.network, image[None], [n], method, layer) for n in own])
-            for image, own in zip(images, numbers, strict=True)
-        ]
-        return torch.stack(photos).cpu()
+        return slow_map(cam.network, images, torch.tensor(numbers), method, layer).cpu()
     # These classes exist, and to ask whether they do would wait for the device.
     return cam.maps(torch.tensor(numbers, device=images.device), method=method).cpu()
 

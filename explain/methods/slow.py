@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from litcam.explain.cam import Classes, as_table
 from litcam.explain.forward.recording import Recording
 from litcam.explain.forward.untouched import evaluating
 from litcam.explain.layers.layout import TargetLayer
 from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, find_method
-from litcam.explain.methods.guided import one_class
 from litcam.explain.networks import copy_inference, find_logits, run_eagerly, unwrap
 
 
 def slow_map(
     network: nn.Module,
     images: Tensor,
-    classes: Tensor | list[int] | int | None = None,
+    classes: Classes = None,
     method: str = "scorecam",
     target_layer: str | nn.Module | TargetLayer | None = None,
     batch_size: int = 32,
@@ -45,16 +46,18 @@ def slow_map(
     Args:
         network: as for `CAM`; it is run in eval mode and left as it was, also after an exception.
         images: `(batch, channels, height, width)`.
-        classes: one class an image `(batch,)`, one for all, or None for the predicted ones.
+        classes: one class an image `(batch,)`, one for all, or None for the predicted ones; several
+            an image, `(batch, k)`, share the forwards.
         method: a name in `litcam.explain.SLOW_METHODS`.
         target_layer: as for `CAM`.
         batch_size: how many channels share a forward.
 
     Returns:
-        `(batch, height, width)` in float32, on the images' device.
+        `(batch, height, width)` in float32, on the images' device; of several classes an image
+        `(batch, k, height, width)`.
 
     Raises:
-        ValueError: no such method or layer, or several classes an image.
+        ValueError: no such method or layer.
         RuntimeError: the network cannot be explained; the message says why.
         IndexError: a class does not exist.
     """
@@ -65,21 +68,27 @@ def slow_map(
         recording = _record(network, images, target_layer)
         assert recording.layer is not None and recording.logits is not None
         assert recording.activations is not None
-        chosen, layer = one_class(classes, recording.logits).tolist(), recording.layer
+        chosen, layer = as_table(classes, recording.logits).tolist(), recording.layer
         outputs = recording.activations.detach()
         recording.release()
-        peer = _make_peer(method, _Logits(network, images.dtype), layer, batch_size)
+        answers = _Logits(network, images.dtype)
+        peer = _make_peer(method, answers, layer, batch_size)
         channels = layer.layout.to_maps(outputs).float()
         maps = []
-        for image, label, output, channel in zip(
+        for image, labels, output, channel in zip(
             images.split(1), chosen, outputs, channels.split(1), strict=True
         ):
             axis = 1 if layer.layout.kind == "NCHW" else -1
-            peer.ablation_layer = _Ablated(output, axis)
+            answers.forget()
             # A logit of exactly 0 loses no share: NaN here, nothing in the map.
             with np.errstate(divide="ignore", invalid="ignore"):
-                maps.append(_explain(peer, image, label, layer.module, channel))
-        return torch.cat(maps).to(images.device).relu_()
+                for label in labels:
+                    peer.ablation_layer = _Ablated(output, axis)
+                    answers.rewind()
+                    maps.append(_explain(peer, image, label, layer.module, channel))
+        found = rearrange(torch.cat(maps), "(b k) h w -> b k h w", b=len(images))
+        several = classes is not None and torch.as_tensor(classes).ndim == 2
+        return (found if several else found[:, 0]).to(images.device).relu_()
 
 
 def count_forwards(
@@ -193,14 +202,29 @@ def _explain(peer: Any, image: Tensor, label: int, layer: nn.Module, channels: T
 
 
 class _Logits(nn.Module):
-    """A network as grad-cam wants it: any images in, also in float32, and the logits out."""
+    """A network as grad-cam wants it: any images in, also in float32, and the logits out.
+
+    For every class of an image grad-cam asks for the same images in the same order: after `rewind`
+    the answers are those that it had.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.dtype = network, dtype
+        self.forget()
+
+    def forget(self) -> None:
+        self._answers: list[Tensor | None] = []
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._next = 0
 
     def forward(self, images: Tensor) -> Tensor | None:
-        return find_logits(self.network(images.to(self.dtype)))
+        if self._next == len(self._answers):
+            self._answers.append(find_logits(self.network(images.to(self.dtype))))
+        self._next += 1
+        return self._answers[self._next - 1]
 
 
 class _Ablated(nn.Module):

@@ -200,7 +200,21 @@ def test_wrong_arguments():
         slow_map(network, images(), 0, "gradcam")
     with pytest.raises(IndexError, match="class 5 does not exist"):
         slow_map(network, images(), 5)
-    with pytest.raises(ValueError, match="one an image"):
-        slow_map(network, images(), [[0, 1], [2, 3]])
+    with pytest.raises(ValueError, match=r"classes must be \(batch,\) or \(batch, k\) for 2"):
+        slow_map(network, images(), [[0, 1]])
     with pytest.raises(ValueError, match="does not exist in VisionTransformer"):
         slow_map(network, images(), 0, target_layer="block")
+
+
+@slow_methods
+@families
+def test_several_classes_share_the_forwards(family, method):
+    network, photos = make(family), images()
+    layer = LAYERS[family]
+    table = torch.tensor([[1, 3, 0], [4, 4, 2]])
+    alone = [slow_map(network, photos, column, method, layer) for column in table.T]
+    seen = []
+    network.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    together = slow_map(network, photos, table, method, layer)
+    assert sum(seen) == count_forwards(make(family), photos, method, layer)
+    torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=0, atol=0)
