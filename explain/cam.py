@@ -219,6 +219,7 @@ class CAM:
 
     def _differentiate(self, logits: Tensor, classes: Tensor, *, finer: bool) -> Tensor | None:
         """The gradient with respect to the layer only: no parameter's .grad is touched."""
+        assert self._recording.activations is not None
         weights = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
         if finer:
             with torch.enable_grad():
@@ -245,7 +246,7 @@ def make_watch(
             raise ValueError(
                 f"method {method!r} looks at {VIT_METHODS[method]}: leave target_layer out"
             )
-        return {"legrad": LeGrad, "libragrad": LibraGrad}[method](network)
+        return LeGrad(network) if method == "legrad" else LibraGrad(network)
     find_method(method)
     if not several:
         return None

@@ -110,14 +110,15 @@ class LeGrad:
 
     def explain(self, logits: Tensor, classes: Tensor, layer: TargetLayer) -> Tensor:
         """Maps `(batch, height, width)` of one class an image, nowhere negative."""
-        relevance = 0
+        relevance = torch.zeros(())
         for place, tokens in self._tokens.items():
             with torch.enable_grad():
                 score = self._score(tokens).gather(1, classes[:, None]).sum()
             for values, outcome in self._attended[place]:
                 (gradient,) = torch.autograd.grad(score, outcome, retain_graph=True)
                 by_query = einsum(gradient, values.detach(), "b h i d, b h j d -> b h i j")
-                relevance = relevance + reduce(by_query.float().relu_(), "b h i j -> b j", "mean")
+                part = reduce(by_query.float().relu_(), "b h i j -> b j", "mean")
+                relevance = relevance.to(part) + part
         maps = layer.layout.to_maps(rearrange(relevance / len(self._tokens), "b n -> b n 1"))
         return maps[:, 0]
 
