@@ -9,7 +9,15 @@ __all__ = ["SEED", "Hyperband", "Sweep", "read_sweep"]
 
 SEED = "seed_everything"  # arms that differ in it alone are the same experiment, repeated
 METHODS = ("grid", "random")
-KEYS: tuple[str, ...] = ("method", "metric", "command", "parameters", "early_terminate", "run_cap", "name")
+KEYS: tuple[str, ...] = (
+    "method",
+    "metric",
+    "command",
+    "parameters",
+    "early_terminate",
+    "run_cap",
+    "name",
+)
 KEYS += ("description", "program", "project", "entity")
 
 
