@@ -9,16 +9,8 @@ __all__ = ["SEED", "Hyperband", "Sweep", "read_sweep"]
 
 SEED = "seed_everything"  # arms that differ in it alone are the same experiment, repeated
 METHODS = ("grid", "random")
-KEYS: tuple[str, ...] = (
-    "method",
-    "metric",
-    "command",
-    "parameters",
-    "early_terminate",
-    "run_cap",
-    "name",
-)
-KEYS += ("description", "program", "project", "entity")
+KEYS = {"method", "metric", "command", "parameters", "early_terminate", "run_cap", "name"}
+KEYS |= {"description", "program", "project", "entity"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ def read_sweep(told: Any) -> Sweep:
         raise ValueError("a sweep needs `parameters:`, name to `{values: […]}` or `{value: …}`")
     for key in told:
         if key not in KEYS:
-            raise ValueError(f"{key!r} is no part of a sweep that litcam can run{_near(key, KEYS)}")
+            raise ValueError(f"{key!r} is no part of a sweep that litcam can run{_near(key, sorted(KEYS))}")
     method = told.get("method", "grid")
     if method not in METHODS:
         raise ValueError(
