@@ -142,6 +142,8 @@ class Classifier(GuardedSteps):
         self._frozen = freeze_modules(self.backbone, freeze or [])
         if linear_probe:
             self._frozen += freeze_all_but_head(self.backbone)
+        if norm_eval:
+            self._frozen += [m for m in self.backbone.modules() if isinstance(m, _BatchNorm)]
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise ValueError(f"freeze={freeze} leaves nothing to train; name fewer modules")
         if channels_last:
@@ -236,11 +238,6 @@ class Classifier(GuardedSteps):
         super().train(mode)
         for module in self._frozen:
             module.eval()
-        if self.hparams["norm_eval"]:
-            # Looked for each time: sync_batchnorm puts other layers in their place.
-            for module in self.backbone.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
         return self
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

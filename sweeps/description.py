@@ -66,7 +66,7 @@ def read_sweep(told: Any) -> Sweep:
         raise ValueError("a sweep needs `parameters:`, name to `{values: […]}` or `{value: …}`")
     for key in told:
         if key not in KEYS:
-            raise ValueError(f"{key!r} is no part of a sweep that litcam can run{_near(key, sorted(KEYS))}")
+            raise ValueError(f"{key!r} is no part of a sweep that litcam can run{_near(key, KEYS)}")
     method = told.get("method", "grid")
     if method not in METHODS:
         raise ValueError(
@@ -149,5 +149,5 @@ def _is_fixed(how: Mapping[str, Any]) -> bool:
 
 
 def _near(name: Any, names: Iterable[str]) -> str:
-    near = get_close_matches(str(name), list(names), n=2, cutoff=0.6)
+    near = get_close_matches(str(name), sorted(names), n=2, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
