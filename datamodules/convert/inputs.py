@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from litcam.datamodules.convert.cifar import find_cifar
 from litcam.datamodules.convert.tars import (
     NAMES,
     Member,
@@ -30,6 +31,7 @@ LAYOUTS = {
     "class folders": "train/<class>/*.jpg and val/<class>/*.jpg",
     "Kaggle's ImageNet": "ILSVRC/Data/CLS-LOC and LOC_val_solution.csv",
     "WebDataset tars": "*train*.tar and *val*.tar, or train/*.tar and val/*.tar",
+    "CIFAR-10, CIFAR-100": "the authors' cifar-10-python.tar.gz or -binary.tar.gz, also unpacked",
     "Hugging Face parquet": "*train*.parquet and *validation*.parquet, also in data/",
 }
 
@@ -52,7 +54,7 @@ def open_source(path: str | Path, scratch: str | Path) -> dict[str, Source]:
 
     Args:
         path: Folder in one of the `LAYOUTS`.
-        scratch: Where the images of parquet files are unpacked to.
+        scratch: Where the images of parquet files and of CIFAR are unpacked to.
 
     Returns:
         ``train``, ``val`` and, of folders, ``test``, where it exists.
@@ -65,6 +67,8 @@ def open_source(path: str | Path, scratch: str | Path) -> dict[str, Source]:
     root = Path(path).expanduser()
     if (root / "litcam.json").is_file():
         raise ValueError(f"{root} is converted already; train with --data.root {root}")
+    if cifar := find_cifar(root):
+        return dict(cifar.open(Path(scratch)))
     if root.is_dir() and not _has_class_folders(root):
         for suffix, opened in ((".tar", _open_tars), (".parquet", _open_parquet)):
             shards = _find_shards(root, suffix)
