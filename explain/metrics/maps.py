@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from litcam.explain.metrics.image_mean import ImageMean
-from litcam.explain.metrics.regions import ROUNDING, Maps, centred_blob, dilate, find_masks
+from litcam.explain.metrics.regions import ROUNDING, Maps, centred_blob, dilate, find_masks, middle
 
 
 class PointingGame(ImageMean):
@@ -67,8 +67,8 @@ class PointingGame(ImageMean):
         peaks = spots >= spots.amax((1, 2), keepdim=True) * (1 - ROUNDING)
         hits = (peaks & near).flatten(1).any(1) & ~maps.constant
         chance = reduce(near.float(), "batch height width -> batch", "mean")
-        blob = centred_blob((masks.shape[1], masks.shape[2]), masks.device)
-        centre = ((blob >= blob.max() * (1 - ROUNDING)) & near).flatten(1).any(1).float()
+        shown = middle((masks.shape[1], masks.shape[2]), masks.device)
+        centre = (near & shown).flatten(1).any(1).float()
         facts = {"chance": chance, "centre": centre}
         self._add(masks.flatten(1).any(1), pointing_game=hits.float(), **facts)
 

@@ -1,6 +1,6 @@
 """Maps and the regions they are measured against, brought to one size."""
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +134,8 @@ def _fill(boxes: Tensor, image_size: tuple[int, int] | None) -> Tensor:
     return torch.bmm(rearrange(rows.float(), "b n h -> b h n"), columns.float()) > 0.5
 
 
+@lru_cache(maxsize=8)  # every batch asks for the same
+@torch.inference_mode(False)
 def centred_blob(size: tuple[int, int], device: torch.device) -> Tensor:
     """A map `(height, width)` that knows of no image: a Gaussian in the middle, of sum 1.
 
@@ -142,6 +144,14 @@ def centred_blob(size: tuple[int, int], device: torch.device) -> Tensor:
     sides = [torch.linspace(-1, 1, 2 * side + 1, device=device)[1::2] for side in size]
     rows, columns = (torch.exp(-2 * side**2) for side in sides)
     return rows[:, None] / rows.sum() * columns / columns.sum()
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def middle(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Where `centred_blob` is largest, `(height, width)`: one position, or two or four alike."""
+    blob = centred_blob(size, device)
+    return blob >= blob.max() * (1 - ROUNDING)
 
 
 def dilate(masks: Tensor, radius: int) -> Tensor:
