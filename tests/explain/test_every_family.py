@@ -38,12 +38,15 @@ def make(row):
     return network
 
 
-# Each takes seconds; halo attention half a minute, and no images below 256 pixels.
-LARGE = {"halonet_h1", "vgg11", "maxvit_t", "nasnetalarge", "pnasnet5large", "mobilenetv5_base"}
+# Those of the paper, and one of each kind of answer; the others are slow tests.
+QUICK = {
+    "coat", "convnext", "deit", "efficientnet", "eva", "mlp_mixer", "mobilenetv3", "regnet",
+    "resnet", "swin_transformer", "vision_transformer", "vision_transformer_relpos",
+}  # fmt: skip
 
 
 def mark(row):
-    return pytest.param(row, marks=pytest.mark.slow if row.model in LARGE else [])
+    return pytest.param(row, marks=[] if row.module in QUICK else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("row", [mark(row) for row in TIMM + TORCHVISION], ids=IDS)
