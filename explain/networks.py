@@ -87,6 +87,18 @@ def find_answers(output: Any) -> list[Tensor]:
     return [v for v in output if isinstance(v, Tensor) and v.ndim == 2 and v.is_floating_point()]
 
 
+def features_of(output: Any) -> Any:
+    """What a layer gives, or the first of a plain tuple of it, as Hugging Face's blocks do."""
+    return output[0] if type(output) is tuple and output else output
+
+
+def with_features(output: Any, features: Tensor | None) -> Any:
+    """`output` with other `features_of` it; None where there are none, as hooks have it."""
+    if features is None or not isinstance(output, tuple):
+        return features
+    return (features, *output[1:])
+
+
 def detach(output: Any) -> Any:
     """`output` with every tensor cut off its graph, in the same kind of container."""
     return map_tensors(Tensor.detach, output)

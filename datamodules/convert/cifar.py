@@ -124,7 +124,8 @@ class Cifar:
             labels, pixels = records[:, before - 1].tolist(), records[:, before:]
         else:
             told = self._unpickle(data, name)
-            pixels, labels = told.get("data"), told.get(self.format.label)
+            pixels: Any = told.get("data")
+            labels = told.get(self.format.label)
             sound = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
             if not sound or not isinstance(labels, list) or pixels.shape != (len(labels), PIXELS):
                 raise self._damaged(name, "it holds no images with classes")
@@ -166,10 +167,10 @@ class Cifar:
             with tarfile.open(self.place) as tar:
                 found = {Path(at.name).name: at for at in tar if at.isfile()}
                 for name in names:
-                    opened = tar.extractfile(found[name]) if name in found else None
-                    if opened is None:
+                    packed = tar.extractfile(found[name]) if name in found else None
+                    if packed is None:
                         raise self._damaged(name, "it is missing")
-                    yield name, self._within(name, opened.read(MAX_BYTES + 1))
+                    yield name, self._within(name, packed.read(MAX_BYTES + 1))
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"cannot read {self.place}: {error}; get it again") from None
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from litcam.explain import networks
 from litcam.explain.forward.compiled import Compiled
 from litcam.explain.forward.stand_in import StandIn
 from litcam.explain.forward.untouched import (
@@ -23,7 +24,6 @@ from litcam.explain.layers.layout import TargetLayer, find_layout, find_module
 from litcam.explain.layers.order import Order, check_order
 from litcam.explain.layers.survey import Call, find_layer
 from litcam.explain.methods.vit import Watch
-from litcam.explain.networks import copy_inference, detach, find_images, has_graph, run_eagerly
 from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
 
 # Recordings whose network is being called, the innermost last.
@@ -93,7 +93,7 @@ class Recording:
     def open(self) -> None:
         """Puts itself around the network's forward."""
         self._refusal, self._is_open = "", True
-        self._open.enter_context(run_eagerly())
+        self._open.enter_context(networks.run_eagerly())
         self._open.callback(StandIn.enter(self.network, self.around))
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Recording:
 
     def around(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A forward, recorded where it can be."""
-        images = find_images(args, kwargs, self.expected)
+        images = networks.find_images(args, kwargs, self.expected)
         if self in _running or images is None or not self._is_wanted(images):
             return forward(*args, **kwargs)
         self.release()
@@ -169,7 +169,7 @@ class Recording:
                 # Tensors made under inference mode could not be saved for the backward later.
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.no_grad())
-                given, call = call, call.change(copy_inference)
+                given, call = call, call.change(networks.copy_inference)
                 _copied[call.images.data_ptr()] = given.images.data_ptr()
                 stack.callback(_copied.pop, call.images.data_ptr(), None)
             stack.enter_context(torch.set_grad_enabled(self._early or torch.is_grad_enabled()))
@@ -186,9 +186,9 @@ class Recording:
                 self._finish(output)
             if not self._checked and self.layer is not None and not self.failure:
                 self._check(call, self.layer)
-        plain = not (through and has_graph(call.images, self.network))
+        plain = not (through and networks.has_graph(call.images, self.network))
         # Another one around this network still needs the graph.
-        return detach(output) if plain and len(_running) == 1 else output
+        return networks.detach(output) if plain and len(_running) == 1 else output
 
     def _run(self, call: Call, layer: nn.Module, stack: ExitStack) -> Any:
         """The forward, and what happens at the layer; compiled where asked for and one records."""
@@ -244,7 +244,7 @@ class Recording:
             self.layer = TargetLayer(layer.name, layer.module, order.layout, layer.reason)
 
     @ours
-    def _at_target_layer(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def _at_target_layer(self, module: nn.Module, args: Any, given: Any) -> Any:
         if StandIn.aside:  # another one tries a forward
             return None
         name = self._given[0] if self._given else ""
@@ -252,6 +252,7 @@ class Recording:
         if self.activations is not None:
             self.failure = f"layer {name} is called more than once in a forward"
             return None
+        output = networks.features_of(given)
         if not isinstance(output, Tensor):
             self.failure = f"layer {name} returns a {type(output).__name__}, not a tensor"
             return None
@@ -269,10 +270,9 @@ class Recording:
         self.layer = TargetLayer(name, module, layout, reason)
         torch.set_grad_enabled(True)
         # Detached, so that nothing before the layer is kept, unless the caller trains through it.
-        leaf = not output.requires_grad
-        self.activations = output.detach().requires_grad_() if leaf else output
-        # A clone, because an in-place ReLU may follow.
-        return self.activations.clone()
+        self.activations = output if output.requires_grad else output.detach().requires_grad_()
+        # A clone: an in-place ReLU may follow.
+        return networks.with_features(given, self.activations.clone())
 
     def _finish(self, output: Any) -> None:
         name, layer = type(self.network).__name__, self._given[0] if self._given else ""

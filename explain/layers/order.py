@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litcam.explain.forward.untouched import ours, trying
 from litcam.explain.layers.layout import Layout, TargetLayer
-from litcam.explain.networks import timm_models
+from litcam.explain.networks import features_of, timm_models
 
 # How much more than on average a token answers to its own corner.
 CLEAR = 1.2
@@ -67,8 +67,8 @@ def check_order(network: nn.Module, call: Any, layer: TargetLayer) -> Order:
         outputs: dict[int, Tensor] = {}
 
         @ours
-        def after(module: nn.Module, args: Any, output: Tensor) -> None:
-            outputs[0] = output.detach().clone()
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[0] = features_of(output).detach().clone()
 
         with trying(network, call.images):
             hook = layer.module.register_forward_hook(after)

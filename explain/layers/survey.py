@@ -15,7 +15,7 @@ from litcam.explain.forward.untouched import find_trained, frozen, ours, trying
 from litcam.explain.layers.choosing import Candidate, Chooser
 from litcam.explain.layers.layout import Layout, TargetLayer, find_layout
 from litcam.explain.layers.order import find_orders, is_believed
-from litcam.explain.networks import find_images, map_tensors
+from litcam.explain.networks import features_of, find_images, map_tensors, with_features
 from litcam.explain.scores import NO_GRAPH, RefusalError, Target, find_scores
 
 # Enough to walk back over the last block of a transformer, norms and containers included.
@@ -251,22 +251,23 @@ class _Survey:
         call = call or self.call
         shape = call.images.shape
 
-        def watch(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def watch(name: str) -> Callable[[nn.Module, Any, Any], Any]:
             @ours
-            def after(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            def after(module: nn.Module, args: Any, output: Any) -> Any:
                 self.calls[module] += 1
                 if next(module.children(), None) is None and not isinstance(module, nn.Identity):
                     # Not the norms and paths of Hugging Face's PoolFormer.
                     state["after_pool"] = "Pool" in type(module).__name__.replace("PoolFormer", "")
                 if state["after_pool"] or not _makes_features(module):
                     return None
-                if not isinstance(output, Tensor) or not output.is_floating_point():
+                found = features_of(output)
+                if not isinstance(found, Tensor) or not found.is_floating_point():
                     return None
-                layout = find_layout(output.shape, shape, self.network, module)
+                layout = find_layout(found.shape, shape, self.network, module)
                 if layout is None:
                     return None
                 state["place"] += 1
-                return note(state["place"], name, module, output, layout)
+                return with_features(output, note(state["place"], name, module, found, layout))
 
             return after
 

@@ -15,6 +15,8 @@ SWIN = {**SWIN, "window_size": 4}
 CNN = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 2]}
 RESNET = {**CNN, "embedding_size": 8}
 HEADS = {"num_attention_heads": [1, 1, 2, 2]}
+HIERA = {"embed_dim": 16, "image_size": [64, 64], "patch_stride": [2, 2], "depths": [1, 1, 1, 2]}
+HIERA = {**HIERA, "num_heads": [1, 2, 2, 2]}
 BIT = {"hidden_sizes": [16, 16, 32, 32], "embedding_size": 16, "num_groups": 8}
 
 # What transformers calls it, what is made of it, the layer read in its source, the grid at 64.
@@ -33,6 +35,7 @@ TABLE = [
     ("Segformer", {**CNN, **HEADS}, "segformer.stages.3", (2, 2)),
     ("PoolFormer", CNN, "norm", (2, 2)),
     ("Bit", {**CNN, **BIT}, "bit.norm", (2, 2)),
+    ("Hiera", HIERA, "hiera.encoder.stages.3", (4, 4)),  # gives a tuple
 ]
 
 
@@ -56,8 +59,9 @@ def test_the_layer_and_its_map(name, sizes, layer, grid):
     kept = {}
 
     def keep(module, args, output):
-        kept["leaf"] = output.detach().requires_grad_()
-        return kept["leaf"].clone()
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        kept["leaf"] = first.detach().requires_grad_()
+        return (kept["leaf"].clone(), *rest) if rest else kept["leaf"].clone()
 
     handle = network.get_submodule(layer).register_forward_hook(keep)
     scores = network(pixel_values=images).logits

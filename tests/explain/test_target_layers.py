@@ -223,7 +223,7 @@ class Odd(nn.Module):
     def forward(self, x):
         x = self.twice(self.twice(self.stem(x)))
         x = x + self.cut(x).detach()
-        self.pair((x, x))
+        self.pair({"x": x})
         return self.fc(x.mean((2, 3)))
 
 
@@ -234,7 +234,7 @@ class Odd(nn.Module):
         ("twice", "layer twice is called more than once"),
         ("fc", r"layer fc gives \(2, 5\): no grid over images of 32x32 pixels"),
         ("cut", "graph|reach"),
-        ("pair", "layer pair returns a tuple, not a tensor"),
+        ("pair", "layer pair returns a dict, not a tensor"),
     ],
 )
 def test_a_layer_that_cannot_be_explained(layer, words):
