@@ -21,6 +21,10 @@ from litcam.files import replacing, write_whole
 from litcam.report.sweep import SweepPage, write_sweep_report
 from litcam.sweeps import Arm, Results, Sweep, plan, read_sweep, run_arms
 from litcam.sweeps.arms import LOG, make_arms
+from litcam.sweeps.running import DONE, sigterm_as_interrupt
+
+# What a program says that was stopped by Ctrl-C.
+STOPPED = 130
 
 PAGE = """\
 usage: litcam sweep FILE [OPTIONS] [OPTIONS OF litcam fit]
@@ -66,14 +70,18 @@ def sweep(args: Sequence[str]) -> None:
     described = _read(file)
     folder = options.out or Path("runs") / "sweeps" / file.stem
     arms = _plan(described, folder, find_configs(extra), file)
-    if options.table:
-        if not any(arm.read()["state"] == "finished" for arm in arms):
-            raise ValueError(f"folder {folder} holds no finished run of {file}; run it first")
-    else:
-        _run(arms, described, folder, options.jobs)
-    failed = [arm for arm in arms if arm.read()["state"] == "failed"]
-    print(_tell(Results(described, arms, options.metric), folder, file))
-    if failed:
+    try:
+        with sigterm_as_interrupt():
+            if not options.table:
+                _run(arms, described, folder, options.jobs)
+            elif not any(arm.read()["state"] == "finished" for arm in arms):
+                raise ValueError(f"folder {folder} holds no finished run of {file}; run it first")
+            print(_tell(Results(described, arms, options.metric), folder, file))
+    except KeyboardInterrupt:
+        left = sum(arm.read()["state"] not in DONE for arm in arms)
+        print(f"Stopped with {left} of {len(arms)} runs to do. To go on: the same command")
+        raise SystemExit(STOPPED) from None
+    if failed := [arm for arm in arms if arm.read()["state"] == "failed"]:
         first, more = failed[0], f" and {len(failed) - 1} more" if failed[1:] else ""
         raise ValueError(
             f"{first.name}{more} failed: {first.read()['reason']} (see {first.folder / LOG}); the "
@@ -120,17 +128,13 @@ def _run(arms: Sequence[Arm], described: Sweep, folder: Path, jobs: int) -> None
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "sweep.lock", timeout=0):
-            done = sum(arm.read()["state"] in ("finished", "stopped") for arm in arms)
+            done = sum(arm.read()["state"] in DONE for arm in arms)
             with _bar(len(arms), done) as (watch, told):
                 run_arms(arms, described, jobs=jobs, watch=watch(described.metric), told=told)
     except Timeout:
         raise ValueError(
             f"another sweep runs in {folder}; wait for it, or give --out DIR"
         ) from None
-    except KeyboardInterrupt:
-        left = sum(arm.read()["state"] not in ("finished", "stopped") for arm in arms)
-        print(f"Stopped with {left} of {len(arms)} runs to do. To go on: the same command")
-        raise SystemExit(130) from None
 
 
 @contextlib.contextmanager
@@ -144,7 +148,7 @@ def _bar(total: int, done: int) -> Iterator[tuple[Any, Any]]:
             known = arm.read()
             reason = f": {known['reason']}" if known["reason"] else ""
             console.print(f"{arm.name}: {state} after {known['seconds']:.0f} s{reason}")
-            progress.advance(task, state in ("finished", "stopped"))
+            progress.advance(task, state in DONE)
 
         def watch(metric: str) -> Any:
             def look(running: Sequence[Arm]) -> None:

@@ -18,7 +18,7 @@ from litcam.sweeps.arms import LOG, Arm
 from litcam.sweeps.description import Sweep
 from litcam.sweeps.stopping import find_hopeless
 
-__all__ = ["run_arms"]
+__all__ = ["DONE", "run_arms", "sigterm_as_interrupt"]
 
 DONE = ("finished", "stopped")
 PATIENCE = 30.0  # seconds for a run to save itself
@@ -88,27 +88,26 @@ def run_arms(
         pause: between two looks, in seconds.
 
     Raises:
-        KeyboardInterrupt: after a Ctrl-C or SIGTERM, when all have saved themselves.
+        KeyboardInterrupt: after a Ctrl-C, when all have saved themselves.
     """
     waiting = [arm for arm in arms if arm.read()["state"] not in DONE]
     running: list[_Process] = []
     group = arms[0].folder.parent.name if arms else ""
-    with _sigterm_as_interrupt():
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    slot = min(set(range(jobs)) - {each.slot for each in running})
-                    arm = waiting.pop(0)
-                    begun = _Process(arm, slot, arm.read()["seconds"])
-                    running.append(begun.start(jobs, group))
-                time.sleep(pause)
-                for each in [each for each in running if each.process.poll() is not None]:
-                    running.remove(each)
-                    told(each.arm, each.end(each.process.returncode))
-                _stop_hopeless(arms, running, sweep)
-                watch([each.arm for each in running])
-        finally:
-            _end_all(running)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                slot = min(set(range(jobs)) - {each.slot for each in running})
+                arm = waiting.pop(0)
+                begun = _Process(arm, slot, arm.read()["seconds"])
+                running.append(begun.start(jobs, group))
+            time.sleep(pause)
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                told(each.arm, each.end(each.process.returncode))
+            _stop_hopeless(arms, running, sweep)
+            watch([each.arm for each in running])
+    finally:
+        _end_all(running)
 
 
 def _stop_hopeless(arms: Sequence[Arm], running: Sequence[_Process], sweep: Sweep) -> None:
@@ -139,7 +138,9 @@ def _end_all(running: Sequence[_Process]) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Has SIGTERM raise KeyboardInterrupt, as Ctrl-C does; on the main thread."""
+
     def interrupt(*given: object) -> None:
         raise KeyboardInterrupt
 

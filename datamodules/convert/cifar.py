@@ -121,11 +121,11 @@ class Cifar:
             if not len(records) or len(records) % (before + PIXELS):
                 raise self._damaged(name, f"{len(data):,} bytes are no whole number of images")
             records = rearrange(records, "(n r) -> n r", r=before + PIXELS)
-            labels, pixels = records[:, before - 1].tolist(), records[:, before:]
+            pixels: Any = records[:, before:]
+            labels: Any = records[:, before - 1].tolist()
         else:
             told = self._unpickle(data, name)
-            pixels: Any = told.get("data")
-            labels = told.get(self.format.label)
+            pixels, labels = told.get("data"), told.get(self.format.label)
             sound = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
             if not sound or not isinstance(labels, list) or pixels.shape != (len(labels), PIXELS):
                 raise self._damaged(name, "it holds no images with classes")
