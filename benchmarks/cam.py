@@ -3,6 +3,7 @@
     python benchmarks/cam.py                  # time and memory, all nine models, as a table
     python benchmarks/cam.py resnet34 --rounds 3
     python benchmarks/cam.py --device cuda --precision bf16 --batch 128
+    python benchmarks/cam.py vit_base_patch16_224 --methods gradcam legrad libragrad  # time alone
 
 All methods run in one process, interleaved, and the figures are medians of the rounds' ratios to
 the plain forward of the same round. Memory is the peak above the loaded model. On a CPU each method
@@ -17,7 +18,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from litcam.commands.cli.devices import find_device
 from litcam.commands.cli.errors import in_one_line
-from litcam.explain import CAM
+from litcam.explain import CAM, VIT_METHODS
 
 # The layers of the paper, in timm's names, and two networks that are common besides.
 LAYERS = {
@@ -73,11 +74,12 @@ def _prepare(name: str, method: str, network: nn.Module, images: Tensor) -> Call
     if method == "plain":
         return torch.inference_mode()(lambda: network(images))
     if method.startswith("litcam"):
-        target = None if "first" in method else LAYERS[name]
+        formula = method.partition(":")[2] or "gradcam"
+        target = None if "first" in method or formula in VIT_METHODS else LAYERS[name]
 
         @torch.inference_mode()
         def litcam() -> Tensor:
-            with CAM(network, target_layer=target) as cam:
+            with CAM(network, formula, target) as cam:
                 network(images)
             return cam(classes)
 
@@ -104,7 +106,12 @@ def _prepare(name: str, method: str, network: nn.Module, images: Tensor) -> Call
 
 
 def time_model(
-    name: str, rounds: int, batch: int, device: torch.device, precision: str = "32-true"
+    name: str,
+    rounds: int,
+    batch: int,
+    device: torch.device,
+    precision: str = "32-true",
+    methods: Sequence[str] = METHODS,
 ) -> dict[str, float]:
     """Median ratio of each method to the plain forward of its round.
 
@@ -112,8 +119,8 @@ def time_model(
     """
     network = timm.create_model(name).eval().to(device)
     images = torch.randn(batch, 3, 224, 224, device=device)
-    calls = {method: prepare(name, method, network, images, precision) for method in METHODS}
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    calls = {method: prepare(name, method, network, images, precision) for method in methods}
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
     for call in calls.values():  # a warm-up
         call()
     # A small network's few milliseconds drown in noise: at least two seconds of plain forwards.
@@ -123,7 +130,7 @@ def time_model(
             seconds[method].append(measure(call, device))
     ratios = {
         method: median(t / p for t, p in zip(seconds[method], seconds["plain"], strict=True))
-        for method in METHODS
+        for method in methods
     }
     flops = batch * count_flops(torch.no_grad()(lambda: network(images[:1])))
     return {**ratios, "seconds": median(seconds["plain"]), "flops": flops}
@@ -191,6 +198,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
     parser.add_argument("--precision", choices=("32-true", "bf16"), default="32-true")
+    parser.add_argument("--methods", nargs="+", help="of litcam's own, instead of its peers")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/cam.json"))
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -203,22 +211,24 @@ def main() -> None:
         f"batch of {options.batch} at 224, {options.precision}, at least {options.rounds} rounds; "
         f"{machine}; {tell_peak(device)}\n"
     )
-    kinds = [method for method in METHODS if method != "captum"]
-    columns = ["model", "plain (s)", "plain, speed", *(f"{m} (×)" for m in METHODS[1:])]
-    for where in ("tensors at most", "process"):
+    own = [f"litcam:{name}" for name in options.methods or ()]
+    methods = ("plain", *own) if own else METHODS
+    kinds = [] if own else [method for method in METHODS if method != "captum"]
+    columns = ["model", "plain (s)", "plain, speed", *(f"{m} (×)" for m in methods[1:])]
+    for where in () if own else ("tensors at most", "process"):
         columns += [f"{where}: plain (MiB)", *(f"{kind} (×)" for kind in kinds[1:])]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     results = {}
     for name in options.models:
-        times = time_model(name, options.rounds, options.batch, device, options.precision)
+        times = time_model(name, options.rounds, options.batch, device, options.precision, methods)
         memory = {
             kind: peak_memory(name, kind, options.batch, device, options.precision)
             for kind in kinds
         }
         results[name] = {"time": times, "memory": memory}
         speed = tell_speed(times["flops"], times["seconds"], device)
-        row = [name, f"{times['seconds']:.3g}", speed, *(f"{times[m]:.2f}" for m in METHODS[1:])]
-        for which in (1, 0):
+        row = [name, f"{times['seconds']:.3g}", speed, *(f"{times[m]:.2f}" for m in methods[1:])]
+        for which in () if own else (1, 0):
             plain = memory["plain"][which]
             row += [f"{plain:.0f}", *(f"{memory[kind][which] / plain:.2f}" for kind in kinds[1:])]
         print("| " + " | ".join(row) + " |", flush=True)
