@@ -88,8 +88,14 @@ def find_answers(output: Any) -> list[Tensor]:
 
 
 def features_of(output: Any) -> Any:
-    """What a layer gives, or the first of a plain tuple of it, as Hugging Face's blocks do."""
-    return output[0] if type(output) is tuple and output else output
+    """What a layer gives, or the only tensor of a plain tuple of it, as Hugging Face's blocks do.
+
+    Several tensors are several maps side by side, as CoaT's blocks give them, or nobody knows what.
+    """
+    if type(output) is not tuple or not output:
+        return output
+    first, *rest = output
+    return output if any(isinstance(each, Tensor) for each in rest) else first
 
 
 def with_features(output: Any, features: Tensor | None) -> Any:
