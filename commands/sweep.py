@@ -139,7 +139,7 @@ def _run(arms: Sequence[Arm], described: Sweep, folder: Path, jobs: int) -> None
 
 @contextlib.contextmanager
 def _bar(total: int, done: int) -> Iterator[tuple[Any, Any]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     console = Console()
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("runs", total=total, completed=done)
@@ -147,7 +147,8 @@ def _bar(total: int, done: int) -> Iterator[tuple[Any, Any]]:
         def told(arm: Arm, state: str) -> None:
             known = arm.read()
             reason = f": {known['reason']}" if known["reason"] else ""
-            console.print(f"{arm.name}: {state} after {known['seconds']:.0f} s{reason}")
+            line = f"{arm.name}: {state} after {known['seconds']:.0f} s{reason}"
+            console.print(line, markup=False)  # what a run said may hold brackets
             progress.advance(task, state in DONE)
 
         def watch(metric: str) -> Any:

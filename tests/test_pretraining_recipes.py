@@ -9,22 +9,16 @@ config.py, optimizer.py, lr_scheduler.py, data/data_simmim.py, models/); keyu-ti
 decoder.py). docs/recipes.md has the same rows for people, with what differs and why.
 """
 
-import contextlib
-import io
 import math
 import re
 from pathlib import Path
 
-import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
+from begun_run import begin, make_photos, read_config
 
 from litcam.datamodules import ImageNetDataModule
 from litcam.lightning_modules import MAE
-from litcam.train import main
 
 DOCS = Path(__file__).parents[1] / "docs/recipes.md"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -159,27 +153,11 @@ SPREAD["pretrain_mae_cnn.yaml"] = {
 }
 
 
-class SeenError(Exception):
-    """Ends a run before its first step."""
-
-
-class Look(pl.Callback):
-    """Keeps what the run would train with."""
-
-    def on_train_start(self, trainer, pl_module):
-        self.optimizer = trainer.optimizers[0]
-        self.curve = trainer.lr_scheduler_configs[0].scheduler.lr_lambdas[0]
-        raise SeenError
-
-
 class Built:
     """A config as the command line reads it, made into module, data and a run that begins."""
 
     def __init__(self, config, root):
-        said = io.StringIO()
-        with pytest.raises(SystemExit), contextlib.redirect_stdout(said):
-            main(["fit", "--config", config, "--data.root", str(root), "--print_config"])
-        found = yaml.safe_load(said.getvalue())
+        found = read_config(config, root)
         torch.manual_seed(0)
         self.mae = MAE(**found["model"]["init_args"])
         # Two steps an epoch, whatever the batch.
@@ -187,32 +165,15 @@ class Built:
             **{**found["data"]["init_args"], "batch_size": 2, "num_workers": 0}
         )
         self.options = found["trainer"]
-        look = Look()
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=self.options["max_epochs"],
-            gradient_clip_val=self.options["gradient_clip_val"],
-            callbacks=[look],
-            num_sanity_val_steps=0,
-            **dict.fromkeys(
-                ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"],
-                False,
-            ),
-        )
-        with pytest.raises(SeenError):
-            trainer.fit(self.mae, self.data)
-        self.optimizer, self.curve = look.optimizer, look.curve
+        names = "max_epochs", "gradient_clip_val"
+        given = {name: self.options[name] for name in names}
+        self.optimizer, self.curve = begin(self.mae, self.data, **given)
         self.groups = {group["name"]: group for group in self.optimizer.param_groups}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for place in ("train/a/1", "train/a/2", "train/b/3", "train/b/4", "val/a/1", "val/b/2"):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(folder / f"{place}.png")
-    return folder
+    return make_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)

@@ -14,7 +14,9 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
+from litcam.commands.sweep import _bar
 from litcam.files import read_rows
+from litcam.sweeps import Arm
 from litcam.train import main
 
 CONFIG = """\
@@ -132,6 +134,14 @@ def test_one_sweep_in_a_folder(write, capsys):
     Path("there").mkdir()
     with FileLock("there/sweep.lock"):
         assert "another sweep runs in there" in refused(capsys, file, "--out", "there")
+
+
+def test_what_a_run_said_may_hold_brackets(tmp_path, capsys):
+    arm = Arm("lr=1", {"model.lr": 1}, ["--model.lr=1"], tmp_path / "lr=1")
+    arm.write("failed", 2.0, "[rank: 0] no photos in [/nowhere]")
+    with _bar(1, 0) as (_, told):
+        told(arm, "failed")
+    assert "lr=1: failed after 2 s: [rank: 0] no photos in [/nowhere]" in capsys.readouterr().out
 
 
 @pytest.mark.slow
