@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import wandb
@@ -19,6 +18,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from pretraining import make_data, make_mae
+from scipy.stats import theilslopes
 from strangers import count_hooks, make_trainer, read_lines
 
 from litcam.callbacks import Coverage, GradCAM, Neighbours, Reconstructions, WandbLogger
@@ -60,10 +60,16 @@ class Gauge(Callback):
         )
 
     def slopes(self):
-        """What an epoch adds to each, after the first third."""
+        """What an epoch adds to each, after the first third: the median over pairs of epochs.
+
+        A leak adds to most pairs; what an allocator takes once, in this process of many tests,
+        to those around it only.
+        """
         after = self.read[len(self.read) // 3 :]
         epochs = [self.every * place for place in range(len(after))]
-        return {name: np.polyfit(epochs, [each[name] for each in after], 1)[0] for name in after[0]}
+        return {
+            name: theilslopes([each[name] for each in after], epochs).slope for name in after[0]
+        }
 
     def slower(self):
         """The last third of the epochs against the second one, by the clock and by this process."""
