@@ -1,5 +1,6 @@
 """ImageNetDataModule: photos with class labels, wherever they lie, for any timm network."""
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from litcam.datamodules.loading import EvalLoader, TrainLoader, num_cores
+from litcam.datamodules.loading import EvalLoader, TrainLoader, loader_options
 from litcam.datamodules.order import evaluated
 from litcam.datamodules.pixels.data_config import data_config
 from litcam.datamodules.pixels.transforms import (
@@ -56,7 +57,7 @@ class ImageNetDataModule(LightningDataModule):
         random_erasing: Probability of filling a box of a training image with noise.
         crop_pct: Share of the short side that evaluation sees; by default the backbone's.
         interpolation: ``bicubic`` or ``bilinear``; by default the backbone's.
-        mean: One value a channel, of pixels in [0, 1]; by default the backbone's.
+        mean: One value a channel, of pixels in [0, 1]; by default of weights or backbone.
         std: The same.
         max_broken: Training images that may be unreadable in the whole run, on all processes: each
             is named, and another takes its place. One more stops the run. Validation and test stop
@@ -116,13 +117,13 @@ class ImageNetDataModule(LightningDataModule):
         if not 0 <= random_erasing <= 1:
             raise ValueError(f"random_erasing must be in [0, 1], got {random_erasing}")
         self.image_size, self.batch_size = image_size, batch_size
-        self.images_per_class = images_per_class
-        self.num_workers = num_workers
+        self.images_per_class, self.num_workers = images_per_class, num_workers
         self.max_broken, self.timeout = max_broken, timeout
         self.random_erasing = random_erasing
-        self.config = data_config(
+        self._own = self.config = data_config(
             backbone, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std
         )
+        self._asked = mean is not None or std is not None
         self.mean, self.std = self.config.mean, self.config.std
         self.source: Shards | Folders = (
             Shards(root, cache_dir=cache_dir, cache_gb=cache_gb)
@@ -132,9 +133,8 @@ class ImageNetDataModule(LightningDataModule):
         self.classes = self.source.classes
         self.class_names = readable_names(self.classes)
         self.num_classes = len(self.classes)
-        self._train_transform = train_transform(
-            image_size, self.config, crop_scale=crop_scale, hflip=hflip, auto_augment=auto_augment
-        )
+        self._random: Any = {"crop_scale": crop_scale, "hflip": hflip, "auto_augment": auto_augment}
+        self._train_transform = train_transform(image_size, self.config, **self._random)
         self._eval_transform = eval_transform(image_size, self.config)
         self._datasets: dict[str, ImageDataset] = {}
         self._loaders: list[EvalLoader] = []
@@ -150,6 +150,8 @@ class ImageNetDataModule(LightningDataModule):
             ValueError: If Kaggle's csv and its images do not go together, or if processes see
                 other images.
         """
+        told = getattr(self.trainer and self.trainer.lightning_module, "images_of_weights", None)
+        self._follow(told, "the weights were trained")
         splits = ["train"] if stage == "fit" else []
         splits.append("test" if stage == "test" and self.source.has_test else "val")
         for split in splits:
@@ -201,6 +203,7 @@ class ImageNetDataModule(LightningDataModule):
             "num_images": len(dataset),
             "fingerprint": dataset.fingerprint,
             "broken": self._broken.indices(),
+            "normalisation": [list(self.mean), list(self.std)],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -209,6 +212,7 @@ class ImageNetDataModule(LightningDataModule):
         Raises:
             ValueError: If the data are not those the state is of.
         """
+        self._follow(state_dict.get("normalisation"), "the checkpoint was trained")
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
         dataset = self._dataset("train")
@@ -283,15 +287,14 @@ class ImageNetDataModule(LightningDataModule):
         return {"num_replicas": 1, "rank": 0, **(kwargs or {})}
 
     def _loader_options(self) -> dict[str, Any]:
-        num_workers = self.num_workers
-        if num_workers is None:
-            processes = self.trainer.num_devices if self.trainer else 1
-            num_workers = max(1, num_cores() // processes)
-        return {
-            "num_workers": num_workers,
-            "timeout": self.timeout,
-            "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": num_workers > 0,
-            # Eight batches ahead are enough for any GPU; more would only fill memory and caches.
-            "prefetch_factor": max(2, -(-8 // num_workers)) if num_workers else None,
-        }
+        return loader_options(self.num_workers, self.timeout, self.trainer)
+
+    def _follow(self, told: Any, whose: str) -> None:
+        """Normalises as weights were trained, unless mean or std were asked for."""
+        mean, std = (tuple(each) for each in told or (self._own.mean, self._own.std))
+        if not self._asked and (mean, std) != (self.mean, self.std):
+            self.mean, self.std = mean, std
+            self.config = replace(self._own, mean=mean, std=std)
+            self._train_transform = train_transform(self.image_size, self.config, **self._random)
+            self._datasets.clear()  # augmentation fills with the mean
+            rank_zero_info(f"Images normalised as {whose}: mean {list(mean)}, std {list(std)}")

@@ -18,7 +18,7 @@ from litcam.datamodules.processes import BrokenImages
 from litcam.datamodules.progress import Progress
 from litcam.datamodules.sources.dataset import Broken, Draw, ImageDataset
 
-__all__ = ["EvalLoader", "TrainLoader", "collate", "num_cores"]
+__all__ = ["EvalLoader", "TrainLoader", "collate", "loader_options", "num_cores"]
 
 BROKEN = "broken"
 BLOCK = 4096
@@ -251,6 +251,28 @@ class TrainLoader(EvalLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Does nothing, as `state_dict`."""
+
+
+def loader_options(
+    num_workers: int | None, timeout: float, trainer: Trainer | None
+) -> dict[str, Any]:
+    """Chooses how a loader reads.
+
+    Args:
+        num_workers: By default a process's share of the cores.
+        timeout: Seconds that a batch may take.
+        trainer: Tells how many processes there are on this machine, by default one.
+    """
+    if num_workers is None:
+        num_workers = max(1, num_cores() // (trainer.num_devices if trainer else 1))
+    return {
+        "num_workers": num_workers,
+        "timeout": timeout,
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": num_workers > 0,
+        # Eight batches ahead are enough for any GPU; more would only fill memory and caches.
+        "prefetch_factor": max(2, -(-8 // num_workers)) if num_workers else None,
+    }
 
 
 def num_cores() -> int:

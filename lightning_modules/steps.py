@@ -16,7 +16,7 @@ from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
 from litcam.lightning_modules.pace import Pace
 from litcam.lightning_modules.sync_batchnorm import keep_activations
-from litcam.lightning_modules.weights import warn_of_normalisation
+from litcam.lightning_modules.weights import read_normalisation, warn_of_normalisation
 
 __all__ = ["GuardedSteps", "run_seed"]
 
@@ -49,6 +49,12 @@ class GuardedSteps(pl.LightningModule):
         keep_activations(self.trainer.strategy)
         if weights := self.hparams.get("weights"):
             warn_of_normalisation(weights, getattr(self.trainer, "datamodule", None))
+
+    @property
+    def images_of_weights(self) -> tuple[list[float], list[float]] | None:
+        """Mean and std of the images that ``weights`` were trained on, if these tell."""
+        weights = self.hparams.get("weights")
+        return read_normalisation(weights) if weights else None
 
     def on_fit_start(self) -> None:
         """Suit the attention to the machine, and the metrics to what is to come."""

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from litcam.lightning_modules.checkpoints import read_facts
 
-__all__ = ["warn_of_normalisation"]
+__all__ = ["read_normalisation", "warn_of_normalisation"]
 
 Normalisation = tuple[list[float], list[float]]
 
@@ -18,11 +19,10 @@ def warn_of_normalisation(source: str, datamodule: Any) -> None:
     """Warn if images are normalised in another way than those that weights were trained on.
 
     Args:
-        source: an ``encoder.safetensors`` of `MAE`, which tells in its metadata, or a folder of
-            timm's or a file in it, whose ``config.json`` tells; others tell nothing.
+        source: as for `read_normalisation`.
         datamodule: with ``mean`` and ``std``, a value a channel of pixels in [0, 1].
     """
-    stored = _stored(Path(source).expanduser())
+    stored = read_normalisation(source)
     mean, std = (getattr(datamodule, name, None) for name in ("mean", "std"))
     if stored is None or mean is None or std is None:
         return
@@ -34,16 +34,39 @@ def warn_of_normalisation(source: str, datamodule: Any) -> None:
         )
 
 
-def _stored(path: Path) -> Normalisation | None:
-    """Read mean and std; None where they are not told, or not to be read."""
+def read_normalisation(source: str | Path) -> Normalisation | None:
+    """Read which mean and std weights were trained with; None where that is not told.
+
+    Args:
+        source: an ``encoder.safetensors`` of `MAE`, which tells in its metadata, a checkpoint of
+            litcam's, or a folder of timm's or a file in it, whose ``config.json`` tells.
+    """
+    path = Path(source).expanduser()
     folder = path if path.is_dir() else path.parent
     file = path / "encoder.safetensors" if path.is_dir() else path
     facts = read_facts(file) if file.suffix == ".safetensors" and file.is_file() else {}
-    for told in (facts, _timms_config(folder / "config.json")):
+    told: Mapping[str, Any]
+    for told in (facts, _of_checkpoint(path), _timms_config(folder / "config.json")):
         mean, std = told.get("mean"), told.get("std")
-        if isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3:
+        if _holds_channels(mean) and _holds_channels(std) and min(std) > 0:
             return mean, std
     return None
+
+
+def _holds_channels(values: Any) -> bool:
+    numbers = isinstance(values, list) and all(isinstance(each, int | float) for each in values)
+    return numbers and len(values) == 3 and all(0 <= each <= 1 for each in values)
+
+
+def _of_checkpoint(file: Path) -> Mapping[str, Any]:
+    if file.suffix != ".ckpt":
+        return {}
+    try:
+        stored = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    except Exception:  # `load_weights` has taken it, or says what is wrong with it
+        return {}
+    told = stored.get("data_config") if isinstance(stored, dict) else None
+    return told if isinstance(told, Mapping) else {}
 
 
 def _timms_config(file: Path) -> Mapping[str, Any]:
