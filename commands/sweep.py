@@ -18,6 +18,7 @@ from litcam.commands.cli.errors import OptionError
 from litcam.commands.cli.options import OptionParser
 from litcam.commands.running import training
 from litcam.files import replacing, write_whole
+from litcam.report.filling import fill_in
 from litcam.report.sweep import SweepPage, write_sweep_report
 from litcam.sweeps import Arm, Results, Sweep, plan, read_sweep, run_arms
 from litcam.sweeps.arms import LOG, make_arms
@@ -43,6 +44,8 @@ Options
   --jobs N    arms at a time; GPUs are shared out among them. Default: 1
   --out DIR   where everything goes. Default: runs/sweeps/NAME_OF_FILE
   --table     run nothing: make table, plot and page of what is there
+  --page P    put table and effects into the Markdown page P as well, between its lines
+              `<!-- NAME_OF_FILE -->` and `<!-- /NAME_OF_FILE -->`
   --metric M  compare this metric instead of the file's, such as val/loss
   Others are `litcam fit`'s, for every arm; they win over the values in FILE."""
 
@@ -62,6 +65,7 @@ def sweep(args: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--page", type=Path)
     parser.add_argument("--metric")
     options, extra = parser.parse_known_args(list(args))
     if options.jobs < 1:
@@ -76,7 +80,10 @@ def sweep(args: Sequence[str]) -> None:
                 _run(arms, described, folder, options.jobs)
             elif not any(arm.read()["state"] == "finished" for arm in arms):
                 raise ValueError(f"folder {folder} holds no finished run of {file}; run it first")
-            print(_tell(Results(described, arms, options.metric), folder, file))
+            results = Results(described, arms, options.metric)
+            print(_tell(results, folder, file))
+            if options.page:
+                fill_in(options.page, file.stem, f"{results.text()}\n{results.cost()}")
     except KeyboardInterrupt:
         left = sum(arm.read()["state"] not in DONE for arm in arms)
         print(f"Stopped with {left} of {len(arms)} runs to do. To go on: the same command")
@@ -171,16 +178,14 @@ def _tell(results: Results, folder: Path, file: Path) -> str:
     # Imported here, with matplotlib: half a second.
     from litcam.sweeps.figure import draw
 
-    table, rows = results.table(), results.rows()
-    effects = [effect.say(results.digits) for effect in results.effects()]
+    table, rows, effects = results.table(), results.rows(), results.said()
     states = [arm.read()["state"] for arm in results.arms]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     if not results.measured:
         return f"No run has a value of {results.metric} ({counted}); see {folder}"
     plot = draw(results)
     write_whole(folder / "runs.csv", rows)
-    said = "\n".join(["", *(f"* {line}" for line in effects), ""]) if effects else ""
-    write_whole(folder / "table.md", f"{table}\n{said}")
+    write_whole(folder / "table.md", results.text())
     with replacing(folder / "plot.png") as partial:
         partial.write_bytes(plot)
     parsed = list(csv.reader(io.StringIO(rows)))

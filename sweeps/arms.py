@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from litcam.files import read_rows, write_whole
@@ -94,7 +94,7 @@ def name_of(values: Mapping[str, Any], taken: Sequence[str] = ()) -> str:
     'mask_ratio=0.6,seed=1'
     """
     short = {key: short_name(key) for key in values}
-    parts = [f"{short[key]}={as_word(value)}" for key, value in values.items()]
+    parts = [f"{short[key]}={label(value)}" for key, value in values.items()]
     name = re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "only"
     if len(name) > MAX_NAME or name in taken:
         code = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -110,6 +110,22 @@ def short_name(key: str) -> str:
 def as_word(value: Any) -> str:
     """A value as a word of the command line."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def label(value: Any) -> str:
+    """A value as it is shown: a checkpoint by its run's name.
+
+    >>> label("runs/sweeps/mask_ratio/mask_ratio=0.6,seed={seed}/checkpoints/encoder.safetensors")
+    'mask_ratio=0.6'
+    >>> label("runs/pretrain_mae_vit/version_3/checkpoints/last.ckpt")
+    'pretrain_mae_vit/version_3'
+    """
+    word = as_word(value)
+    if (folder := PurePath(word).parent).name != "checkpoints":
+        return word
+    run = folder.parent
+    name = f"{run.parent.name}/{run.name}" if run.name.startswith("version_") else run.name
+    return name.replace(",seed={seed}", "")
 
 
 def _number(text: Any) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from litcam.sweeps.arms import Arm, as_word, short_name
+from litcam.sweeps.arms import Arm, as_word, label, short_name
 from litcam.sweeps.description import SEED, Sweep
 
 __all__ = ["Effect", "Results", "Setting", "interval"]
@@ -32,7 +32,7 @@ class Setting:
     @property
     def name(self) -> str:
         """The values in short."""
-        return ", ".join(f"{short_name(k)} {as_word(v)}" for k, v in self.values.items()) or "all"
+        return ", ".join(f"{short_name(k)} {label(v)}" for k, v in self.values.items()) or "all"
 
     @property
     def mean(self) -> float:
@@ -58,7 +58,7 @@ class Effect:
 
     def say(self, digits: int) -> str:
         """A line in plain words, with the interval of the mean difference."""
-        name = f"{short_name(self.parameter)} {as_word(self.value)} against {as_word(self.first)}"
+        name = f"{short_name(self.parameter)} {label(self.value)} against {label(self.first)}"
         half = interval(self.differences)
         mean = float(np.mean(self.differences))
         if half is None:
@@ -122,6 +122,20 @@ class Results:
                     found.append(Effect(parameter, values[other], values[first], differences))
         return found
 
+    def said(self) -> list[str]:
+        """The effects in plain words."""
+        return [effect.say(self.digits) for effect in self.effects()]
+
+    def text(self) -> str:
+        """Table and effects in Markdown."""
+        effects = [f"* {line}" for line in self.said()]
+        return "\n".join([self.table(), *([""] if effects else []), *effects, ""])
+
+    def cost(self) -> str:
+        """How many runs there are and how long they took."""
+        seconds = [arm.read()["seconds"] for arm in self.arms if arm.name in self.measured]
+        return f"{len(seconds)} runs of {np.median(seconds):.0f} s (median), `{self.metric}`."
+
     def table(self) -> str:
         """The settings as a Markdown table, the best one's mean in bold."""
         settings = self.settings()
@@ -133,7 +147,7 @@ class Results:
             mean, half = f"{each.mean:.{self.digits}f}", interval(each.measured)
             mean = f"**{mean}**" if each.mean == best and len(settings) > 1 else mean
             spread = "" if half is None else f"± {half:.{self.digits}f}"
-            values = [as_word(value) for value in each.values.values()]
+            values = [label(value) for value in each.values.values()]
             rows.append([*values, mean, spread, str(len(each.measured))])
         lines = [heads, ["---"] * len(heads), *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,6 +27,7 @@ from litcam.commands.cli.errors import end, trouble_elsewhere
 from litcam.commands.cli.parser import Parser
 from litcam.commands.running import run_folder, slurm
 from litcam.commands.running.image_size import check_patches, follow_data
+from litcam.commands.running.of_seed import fill_in_seed
 from litcam.commands.running.predictions import PredictionsFile
 from litcam.commands.running.summary import describe, report, summarise
 from litcam.commands.running.versions import keep_versions
@@ -98,6 +99,7 @@ class LitcamCLI(LightningCLI):
         """Decides on the run's folder and the size that the network is made for."""
         config = self.config[self.subcommand]
         follow_data(config, self.words)
+        fill_in_seed(config)
         # The link would replace it without a word.
         self._asked_classes = config.model.get("init_args", {}).get("num_classes")
         nothing_left = run_folder.prepare(

@@ -8,10 +8,13 @@ import sys
 import time
 
 import pytest
+import timm
 import wandb
 import yaml
+from safetensors.torch import save_file
 
 from litcam.commands.running import run_folder
+from litcam.commands.running.of_seed import fill_in_seed
 from litcam.train import main
 
 OPTIONS = {
@@ -149,3 +152,16 @@ def test_ctrl_c_ends_calmly_and_last_goes_on(tmp_path):
     assert "Stopped. To go on: litcam fit" in text
     assert text.count("--ckpt_path last") == 1
     assert rows(last.parents[1])
+
+
+def test_weights_of_the_runs_own_seed(litcam, tmp_path):
+    (tmp_path / "seed=3").mkdir()
+    network = timm.create_model("resnet10t", channels=[8, 8, 16, 16], num_classes=0)
+    save_file(network.state_dict(), tmp_path / "seed=3" / "encoder.safetensors")
+    options = [*TINY, *OFFLINE, "--model.weights", "seed={seed}/encoder.safetensors"]
+    _, config = litcam("fit", *options, "--seed_everything", "3")
+    assert config["model"]["init_args"]["weights"] == "seed=3/encoder.safetensors"
+    for unseeded in (False, True, None):
+        given = {"model": {"init_args": {"weights": "{seed}"}}, "seed_everything": unseeded}
+        with pytest.raises(ValueError, match=f"whole number as --seed_everything, got {unseeded}"):
+            fill_in_seed(given)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from litcam.report.filling import fill_in
 from litcam.sweeps import Arm, Results, plan, read_sweep
 from litcam.sweeps.arms import make_arms
 from litcam.sweeps.figure import draw
@@ -103,3 +104,18 @@ def test_an_arm_of_other_words_is_not_taken_for_this_one(made):
     assert other.read()["state"] == "planned"
     (arm.folder / "arm.json").write_text(json.dumps(["torn"]))
     assert arm.read()["state"] == "planned"
+
+
+def test_a_page_gets_what_was_measured_and_nothing_else_of_it_changes(made, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Study\n<!-- lr -->\n<!-- /lr -->\nAfter it.\n")
+    results = Results(*made)
+    for _ in range(2):  # again is the same
+        fill_in(page, "lr", f"{results.text()}\n{results.cost()}")
+        before, rest = page.read_text().split("<!-- lr -->")
+        table, after = rest.split("<!-- /lr -->")
+        assert (before, after) == ("# Study\n", "\nAfter it.\n")
+        assert table.strip().startswith(results.table())
+        assert table.strip().endswith("18 runs of 3 s (median), `val/acc1`.")
+    with pytest.raises(ValueError, match="has no lines <!-- rate --> and <!-- /rate -->"):
+        fill_in(page, "rate", "")
