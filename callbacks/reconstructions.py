@@ -19,7 +19,7 @@ from litcam.callbacks.explained.reconstruction_views import (
 )
 from litcam.callbacks.notes import never_kills
 from litcam.callbacks.places.pictures import current_step, gather, picture_folder
-from litcam.callbacks.validation.batch import Reading
+from litcam.callbacks.validation.batch import Reading, find_labels
 from litcam.callbacks.validation.beside import fetch_images, untouched, whole_weights
 from litcam.callbacks.validation.chosen import (
     ShownImages,
@@ -133,7 +133,9 @@ class Reconstructions(EachValidation):
         if not positions or (images := read.images) is None:
             return
         self._seen |= set(positions.values())
-        self._waiting.append(self._reconstruct(trainer, pl_module, images, positions))
+        self._waiting.append(
+            self._reconstruct(trainer, pl_module, images, positions, find_labels(batch))
+        )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws and logs what was reconstructed, on rank zero."""
@@ -218,6 +220,7 @@ class Reconstructions(EachValidation):
         module: pl.LightningModule,
         images: Tensor,
         positions: dict[int, int],
+        labels: Tensor | None = None,
     ) -> KeptReconstructions:
         """Reconstructs rows of a batch, given with their dataset indices."""
         shown = self._choose_images(trainer)
@@ -225,7 +228,13 @@ class Reconstructions(EachValidation):
         rows, indices = list(positions), list(positions.values())
         with untouched(trainer, module):
             return reconstruct_images(
-                module, images, rows, indices, pixels, index_known=shown.by_index
+                module,
+                images,
+                rows,
+                indices,
+                pixels,
+                labels=labels,
+                index_known=shown.by_index,
             )
 
     @never_kills

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from litcam.commands.cli.options import OptionParser
+from litcam.report.panel import write_panel
 from litcam.report.writing import write_report
 
 PAGE = """\
@@ -20,6 +21,7 @@ it; then the newest run in it is taken. Default: runs
 
 Options
   --explained FOLDER …  what `litcam explain --out FOLDER` wrote, to be shown too
+  --panel EPOCH …       reconstructions after these epochs in one figure as well, panel.png
   --out FILE            default: report.html in the run's folder"""
 
 SIGNS = ("metrics.csv", "gradcam/images.jsonl", "reconstructions/images.jsonl")
@@ -38,6 +40,7 @@ def report(args: Sequence[str]) -> None:
     parser = OptionParser("report")
     parser.add_argument("run", nargs="?", default="runs", type=Path)
     parser.add_argument("--explained", nargs="+", default=[], type=Path)
+    parser.add_argument("--panel", nargs="+", default=[], type=int, metavar="EPOCH")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(args)
     for place in options.explained:
@@ -48,10 +51,14 @@ def report(args: Sequence[str]) -> None:
         raise ValueError(f"--out {options.out} is no ordinary file; give another")
     folder = find_run(options.run)
     try:
+        beside = options.out and options.out.with_name("panel.png")
+        panel = write_panel(folder, options.panel, beside) if options.panel else None
         file = write_report(folder, options.out, explained=options.explained)
     except OSError as error:
         where = options.out or folder
         raise ValueError(f"cannot write to {where}: {error.strerror}; give --out FILE") from None
+    if panel:
+        print(panel)
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 

@@ -79,7 +79,7 @@ def sheet(rows: Sequence[Sequence[Picture | None]], titles: Sequence[Sequence[st
         for x, (picture, text) in enumerate(zip(row, texts, strict=True)):
             at = GAP + x * (width + GAP), GAP + y * (height + GAP + top)
             for place, line in enumerate(text.split("\n")):
-                shown = _shorten(line, width, font)
+                shown = shorten(line, width, font)
                 draw.text((at[0], at[1] + place * LINE), shown, "black", font)
             if picture is not None:
                 image = ImageOps.contain(Image.fromarray(picture), (width, height))
@@ -87,7 +87,7 @@ def sheet(rows: Sequence[Sequence[Picture | None]], titles: Sequence[Sequence[st
     return np.asarray(canvas)
 
 
-def _shorten(line: str, width: int, font: Any) -> str:
+def shorten(line: str, width: int, font: Any) -> str:
     """`line` with as much of its middle left out as does not fit into `width` pixels."""
     shown, kept = line, len(line)
     while kept > 1 and font.getlength(shown) > width:

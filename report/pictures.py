@@ -32,14 +32,14 @@ def read_lines(file: Path) -> list[Line]:
 def read_heatmaps(folder: Path) -> list[dict[str, Any]]:
     """The maps of every `GradCAM` callback of a run, for the page: a group for each loader."""
     groups = []
-    for place, key, lines in _grouped(folder, "map"):
+    for place, key, lines in grouped(folder, "map"):
         lines, other = _of_known_images(lines)
         stops = _stops(lines, MAX_MAPS)
         views = list(dict.fromkeys(line["view"] for line in lines))
         images = []
         for index in sorted({line["index"] for line in lines}):
             own = {(line["view"], line["step"]): line for line in lines if line["index"] == index}
-            photos = (_tile(place, line, 0) for line in own.values())
+            photos = (read_tile(place, line, 0) for line in own.values())
             photo = next((found for found in photos if found is not None), None)
             if photo is None:
                 continue
@@ -61,7 +61,7 @@ def read_heatmaps(folder: Path) -> list[dict[str, Any]]:
 def read_reconstructions(folder: Path) -> list[dict[str, Any]]:
     """The pictures of every `Reconstructions` callback of a run, for the page."""
     groups = []
-    for place, key, lines in _grouped(folder, "mask_share"):
+    for place, key, lines in grouped(folder, "mask_share"):
         lines, other = _of_known_images(lines)
         stops = _stops(lines, MAX_PICTURES)
         images = []
@@ -69,7 +69,7 @@ def read_reconstructions(folder: Path) -> list[dict[str, Any]]:
             own = {line["step"]: line for line in lines if line["index"] == index}
             made = [_guess(place, own.get(stop["step"])) for stop in stops]
             last = list(own.values())[-1]
-            seen, true = _tile(place, last, 0), _tile(place, last, 3)
+            seen, true = read_tile(place, last, 0), read_tile(place, last, 3)
             if seen is not None and true is not None:
                 ends = {"masked": pack_picture(seen, SMALL), "original": pack_picture(true, SMALL)}
                 images.append({"name": last["image"], "made": made, **ends})
@@ -108,7 +108,7 @@ def read_json(file: Path) -> list[Line]:
     return [line for line in found if isinstance(line, dict)] if isinstance(found, list) else []
 
 
-def _grouped(folder: Path, fact: str) -> Iterator[tuple[Path, str, list[Line]]]:
+def grouped(folder: Path, fact: str) -> Iterator[tuple[Path, str, list[Line]]]:
     """Lines that have `fact`, by folder and by stage and loader, each with its view."""
     for file in sorted(folder.glob("*/images.jsonl")):
         groups: dict[str, list[Line]] = {}
@@ -169,13 +169,13 @@ def _map(line: Line | None) -> dict[str, Any] | None:
 
 
 def _guess(place: Path, line: Line | None) -> dict[str, Any] | None:
-    both = None if line is None else _tile(place, line, 2)
+    both = None if line is None else read_tile(place, line, 2)
     if line is None or both is None:
         return None
     return {"picture": pack_picture(both, SMALL, 60), "psnr": line["psnr"]}
 
 
-def _tile(place: Path, line: Line, number: int) -> Picture | None:
+def read_tile(place: Path, line: Line, number: int) -> Picture | None:
     """One of the tiles that lie side by side in a line's file."""
     picture, count = _open(place / line["file"]), int(line["tiles"])
     if picture is None:

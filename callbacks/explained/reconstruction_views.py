@@ -30,6 +30,7 @@ class Reconstructed:
         hidden: `(height, width)`, True in hidden cells.
         psnr: peak signal-to-noise ratio of the hidden pixels in decibels.
         borrowed: whether each predicted cell got the image's own mean and contrast.
+        label: the true class, or None where the batch does not tell.
         kept: the network's input `(channels, height, width)`, where it will be needed again.
         index_known: whether `index` tells the image, or only how many came before it.
     """
@@ -40,6 +41,7 @@ class Reconstructed:
     hidden: npt.NDArray[np.bool_]
     psnr: float
     borrowed: bool
+    label: int | None = None
     kept: Tensor | None = None
     index_known: bool = True
 
@@ -69,7 +71,7 @@ class KeptReconstructions:
     Attributes:
         indices: the images' places in the dataset.
         tensors: the images as the network got them, their prediction, the hidden pixels, the PSNR
-            `(rows,)`, and the span of the batch.
+            `(rows,)`, the labels `(rows,)`, -1 for none, and the span of the batch.
         borrowed: whether each predicted cell got the image's own mean and contrast.
         pixels: how the network's input becomes pixels.
         index_known: whether `indices` tell the images, or only how many came before.
@@ -89,6 +91,7 @@ def reconstruct_images(
     indices: Sequence[int],
     pixels: Pixels,
     *,
+    labels: Tensor | None = None,
     index_known: bool = True,
 ) -> KeptReconstructions:
     """Hides cells of some images of a batch and keeps what is predicted.
@@ -99,12 +102,18 @@ def reconstruct_images(
         rows: places in the batch.
         indices: dataset index of each.
         pixels: how the network's input becomes pixels.
+        labels: class numbers of the batch `(batch,)`, -1 for none, where it tells.
         index_known: as for `KeptReconstructions`.
     """
     noise = fixed_noise(indices, module.num_cells).to(images.device)
-    chosen = images.index_select(0, torch.tensor(rows, device=images.device))
+    places = torch.tensor(rows, device=images.device)
+    chosen = images.index_select(0, places)
     made = module.reconstruct(chosen, noise)
-    tensors = [chosen, made.predicted, made.hidden, made.psnr.float(), find_span(images)]
+    if labels is None or len(labels) != len(images):
+        labels = torch.full((len(images),), -1)
+    chosen_labels = labels.to(images.device).index_select(0, places)
+    tensors = [chosen, made.predicted, made.hidden, made.psnr.float(), chosen_labels]
+    tensors.append(find_span(images))
     return KeptReconstructions(list(indices), tensors, bool(made.borrowed), pixels, index_known)
 
 
@@ -113,7 +122,7 @@ def bring_reconstructions(kept: Sequence[KeptReconstructions]) -> list[Reconstru
     tensors = iter(bring([tensor for part in kept for tensor in part.tensors]) if kept else [])
     brought: list[Reconstructed] = []
     for part in kept:
-        images, predicted, hidden, psnr, span = (next(tensors) for _ in part.tensors)
+        images, predicted, hidden, psnr, labels, span = (next(tensors) for _ in part.tensors)
         originals = part.pixels.to_pixels(images, span)
         for place, index in enumerate(part.indices):
             way = _fix(part.pixels, images[place], span)
@@ -125,6 +134,7 @@ def bring_reconstructions(kept: Sequence[KeptReconstructions]) -> list[Reconstru
                     hidden=hidden[place].numpy(),
                     psnr=float(psnr[place]),
                     borrowed=part.borrowed,
+                    label=label if (label := int(labels[place])) >= 0 else None,
                     kept=images[place],
                     index_known=part.index_known,
                 )
@@ -167,6 +177,7 @@ def _draw(image: Reconstructed, names: Names, when: str) -> LoggedImage:
         facts={
             "index": image.index,
             "image": name,
+            "label_name": None if image.label is None else names.of_class(image.label),
             "psnr": image.psnr if np.isfinite(image.psnr) else None,
             "borrowed": image.borrowed,
             "index_known": image.index_known,

@@ -86,6 +86,7 @@ def test_folder_holds_four_tiles_an_image(family, tmp_path, said):
     for line in lines:
         assert line["key"] == KEY and line["image"] == f"val/{line['index']:06d}"
         assert line["mask_share"] == 0.75 and line["borrowed"] is False
+        assert line["label_name"] == ("stripes", "checks")[line["index"] % 2]
         assert line["caption"].startswith(f"epoch {line['epoch']}, step {line['step']} | val/")
         assert f"PSNR {line['psnr']:.1f} dB" in line["caption"] and "true" not in line["caption"]
         check_tiles(read_tiles(tmp_path / FOLDER / line["file"]), 0.75)
@@ -319,6 +320,8 @@ def test_any_module_that_reconstructs(shuffle, tmp_path):
     text = (tmp_path / FOLDER / "images.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert len(lines) == 6 and "NaN" not in text and lines[0]["psnr"] is None
+    labels = {line["label_name"] for line in lines if line["label_name"]}
+    assert labels <= {f"class {number}" for number in range(3)} and labels
     for line in lines:
         both = read_tiles(tmp_path / FOLDER / line["file"])[2]
         assert both[:100].max() < 20 and both[130:].mean() > 100, "darker than black is black"

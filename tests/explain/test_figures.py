@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from litcam.explain.figures import GAP, LINE, _shorten, enlarge, overlay, panel, sheet
+from litcam.explain.figures import GAP, LINE, enlarge, overlay, panel, sheet, shorten
 
 RNG = np.random.default_rng(0)
 
@@ -85,7 +85,7 @@ def test_titles_of_two_lines_and_empty_cells(photo):
 @pytest.mark.parametrize("line", ["short", "swin_base_patch4_window7_224", "wheaten terrier 0.12"])
 def test_a_line_that_is_too_long_loses_its_middle(line):
     font = ImageFont.load_default(12)
-    shown = _shorten(line, 90, font)
+    shown = shorten(line, 90, font)
     assert font.getlength(shown) <= 90
     assert (shown == line) == (font.getlength(line) <= 90)
     start, _, rest = shown.partition("…")
