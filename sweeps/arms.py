@@ -122,7 +122,7 @@ def label(value: Any) -> str:
     """
     word = as_word(value)
     if (folder := PurePath(word).parent).name != "checkpoints":
-        return word
+        return word or "none"
     run = folder.parent
     name = f"{run.parent.name}/{run.name}" if run.name.startswith("version_") else run.name
     return name.replace(",seed={seed}", "")

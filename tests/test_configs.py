@@ -127,7 +127,7 @@ def test_another_strategy_wins_over_that_of_a_file(resolve):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_every_arm_of_a_sweep_parses(sweep, resolve, tmp_path):
+def test_every_value_of_a_sweep_parses(sweep, resolve, tmp_path):
     """As `wandb agent` would call it."""
     described = yaml.safe_load((CONFIGS / sweep).read_text())
     env, program, subcommand, *words, args = described["command"]
@@ -140,18 +140,19 @@ def test_every_arm_of_a_sweep_parses(sweep, resolve, tmp_path):
         for key, choice in described["parameters"].items()
     }
     arms = [dict(zip(values, arm, strict=True)) for arm in product(*values.values())]
-    assert len(arms) >= 18
-    seen = set()
+    assert len(arms) >= 7
+    tried = set()
     for arm in arms:
+        if arm.items() <= tried:
+            continue
+        tried |= arm.items()
         given = [f"--{key}={value}" for key, value in arm.items()]
         found = resolve(name, *words, *given)
-        seen.add(yaml.safe_dump(found))
         for key, value in arm.items():
             group, _, option = key.partition(".")
             place = found[group] if option else found
             place = place.get("init_args", place) if option else place
             assert place[option or group] == value
-    assert len(seen) == len(arms)
 
 
 def test_options_win_over_files(resolve):
