@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import timm
+from lightning.pytorch.callbacks import WeightAveraging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -13,7 +14,16 @@ from torch import nn
 from litcam.files import replacing, write_whole
 from litcam.lightning_modules.sharding import whole_state
 
-__all__ = ["describe_data", "read_facts", "save_encoder", "save_pretrained"]
+__all__ = ["averaged", "describe_data", "read_facts", "save_encoder", "save_pretrained"]
+
+
+def averaged(module: pl.LightningModule) -> Any:
+    """The copy that holds the moving average of a module, where a callback keeps one, or itself."""
+    for callback in getattr(module._trainer, "callbacks", []):
+        model = isinstance(callback, WeightAveraging) and callback._average_model
+        if model:
+            return model.module
+    return module
 
 
 def describe_data(datamodule: Any) -> dict[str, Any]:
@@ -89,6 +99,8 @@ def save_pretrained(module: Any) -> Path | None:
     itself), ``decoder.safetensors``, and ``encoder.json`` with what they were made with. The
     encoder's file tells the same in its metadata, for when it travels alone.
 
+    Under `EMA` or Lightning's averaging they hold the average: what was validated.
+
     Args:
         module: a `MAE` under a trainer.
 
@@ -100,9 +112,10 @@ def save_pretrained(module: Any) -> Path | None:
     if folder is None or getattr(trainer, "fast_dev_run", False):
         return None
     folder, write = Path(folder), trainer.is_global_zero
-    save_encoder(module.decoder, folder / "decoder.safetensors", write=write)
+    kept = averaged(module)
+    save_encoder(kept.decoder, folder / "decoder.safetensors", write=write)
     if not write:
-        save_encoder(module.encoder, folder / "encoder.safetensors", write=False)
+        save_encoder(kept.encoder, folder / "encoder.safetensors", write=False)
         return None
     data, config = getattr(trainer, "datamodule", None), module.encoder.pretrained_cfg
     names = "backbone backbone_args image_size mask_ratio norm_pix_loss loss"
@@ -115,7 +128,8 @@ def save_pretrained(module: Any) -> Path | None:
         "decoder": {name: getattr(module.decoder, name) for name in ("kind", "dim", "depth")},
         "epoch": trainer.current_epoch,
         "step": trainer.global_step,
+        "averaged": kept is not module,
         "timm": timm.__version__,
     }
     write_whole(folder / "encoder.json", json.dumps(facts, indent=2) + "\n")
-    return save_encoder(module.encoder, folder / "encoder.safetensors", facts)
+    return save_encoder(kept.encoder, folder / "encoder.safetensors", facts)

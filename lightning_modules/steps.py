@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from litcam.lightning_modules.backbones import prefer_plain_attention
-from litcam.lightning_modules.checkpoints import describe_data
+from litcam.lightning_modules.checkpoints import averaged, describe_data
 from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
 from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
 from litcam.lightning_modules.pace import Pace
@@ -133,4 +133,7 @@ class GuardedSteps(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what an untaken step did to the buffers; tell how images were made."""
         self._buffers_before.put_into(checkpoint, self)
+        if "callbacks" not in checkpoint and (kept := averaged(self)) is not self:
+            # For `save_weights_only` Lightning asks no callback, and would keep the other weights.
+            checkpoint["state_dict"] = kept.state_dict()
         checkpoint["data_config"] = describe_data(getattr(self._trainer, "datamodule", None))

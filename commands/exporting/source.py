@@ -127,7 +127,8 @@ def _find_best(run: Path) -> tuple[Path, str]:
 def _read(file: Path, run: Path, chosen: str = "") -> Source:
     if file.suffix == ".safetensors":
         facts: dict[str, Any] = read_facts(file)
-        return Source(file, run, _load(file), chosen, facts.get("epoch"))
+        averaged = bool(facts.get("averaged"))
+        return Source(file, run, _load(file), chosen, facts.get("epoch"), averaged=averaged)
     loaded = read_checkpoint(file, map_location="cpu")
     step = loaded.get("global_step")
     return Source(

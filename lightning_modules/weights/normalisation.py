@@ -47,7 +47,8 @@ def read_normalisation(source: str | Path) -> Normalisation | None:
     facts = read_facts(file) if file.suffix == ".safetensors" and file.is_file() else {}
     told: Mapping[str, Any]
     for told in (facts, _of_checkpoint(path), _timms_config(folder / "config.json")):
-        mean, std = told.get("mean"), told.get("std")
+        mean: Any = told.get("mean")
+        std: Any = told.get("std")
         if _holds_channels(mean) and _holds_channels(std) and min(std) > 0:
             return mean, std
     return None
