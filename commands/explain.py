@@ -38,6 +38,7 @@ Options
                         cat and dog take the likeliest breed
   --methods NAME …      {methods}
                         for timm's ViTs: {vit}
+                        where there are ReLUs, a forward a class: guided_gradcam
                         slow, one forward a channel: {slow}
                         for an encoder, which knows no classes: {free}
   --pretrained          timm's weights, downloaded once; else the names of timm have random weights

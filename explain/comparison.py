@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from litcam.explain.cam import CAM
-from litcam.explain.methods.formulas import CLASS_FREE, SLOW_METHODS, VIT_METHODS, scale_maps
+from litcam.explain.methods.formulas import (
+    CLASS_FREE,
+    GUIDED,
+    SLOW_METHODS,
+    VIT_METHODS,
+    scale_maps,
+)
+from litcam.explain.methods.guided import guided_map
 from litcam.explain.methods.slow import slow_map
 
 __all__ = ["Cell", "explain_photos"]
@@ -25,7 +32,7 @@ class Cell:
         number: Of the class in this network, if it has classes.
         name: Of the class.
         probability: Of the class, in [0, 1], if there is one.
-        method: Name in `METHODS`, `VIT_METHODS` or `SLOW_METHODS`.
+        method: Name in `METHODS`, `VIT_METHODS` or `SLOW_METHODS`, or `GUIDED`.
         layer: Dotted name of the target layer.
         grid: Its height and width.
         reason: Why that layer.
@@ -66,13 +73,13 @@ def explain_photos(
 ) -> list[tuple[list[Cell], list[str]]]:
     """Explains photos: all classes and methods out of one forward.
 
-    But for the slow methods, and those made for ViTs, which have a forward each.
+    But for the slow methods, the guided one and those for ViTs, which have forwards of their own.
 
     Args:
         cam: Of a network in eval mode; it looks for the layer at the first photos, if it has none.
         images: ``(batch, channels, height, width)``, as the network takes them.
         wanted: Classes to explain.
-        methods: Names in `METHODS`, `VIT_METHODS` and `SLOW_METHODS`.
+        methods: Names in `METHODS`, `VIT_METHODS` and `SLOW_METHODS`, and `GUIDED`.
         resolves: For each photo, from a wanted class and the probabilities ``(num_classes,)`` to
             its number and name; a ValueError says that there is none. None for an encoder, which
             has no classes and gives features ``(batch, num_features)``.
@@ -102,10 +109,10 @@ def explain_photos(
         before(method)
         try:
             recorded = _record(cam, images, method)
+            maps = _make_maps(recorded, images, asked, method)
         except ValueError as error:  # not made for this network
             problems[0].append(str(error))
             continue
-        maps = _make_maps(recorded, images, asked, method)
         for cells, classes, raw in zip(found, asked, maps, strict=True):
             for place, one in enumerate(classes):
                 cells[place, method] = _cell(recorded, method, one, raw[place])
@@ -152,6 +159,9 @@ def _make_maps(cam: CAM, images: Tensor, asked: Sequence[Sequence[_Asked]], meth
     most = max(map(len, asked))
     # Of a map that does not depend on the class, any feature of an encoder will do.
     numbers = [[each.number or 0 for each in one] + [0] * (most - len(one)) for one in asked]
+    if method == GUIDED:
+        classes = torch.tensor(numbers, device=images.device)
+        return guided_map(cam.network, images, classes, cam.target_layer).cpu()
     if method in SLOW_METHODS:
         layer = cam.target_layer
         return slow_map(cam.network, images, torch.tensor(numbers), method, layer).cpu()

@@ -12,7 +12,7 @@ from litcam.commands.cli.config_files import find_configs
 from litcam.commands.cli.devices import find_device
 from litcam.commands.cli.options import OptionParser
 from litcam.commands.explaining.photos import find_photos
-from litcam.explain.methods.formulas import METHODS, SLOW_METHODS, VIT_METHODS
+from litcam.explain.methods.formulas import GUIDED, METHODS, SLOW_METHODS, VIT_METHODS
 
 Key = TypeVar("Key")
 
@@ -107,7 +107,7 @@ def _as_word(file: Path, name: str, value: Any, default: Any) -> Any:
 
 
 def _find_methods(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    known = [*METHODS, *VIT_METHODS, *SLOW_METHODS]
+    known = [*METHODS, *VIT_METHODS, *SLOW_METHODS, GUIDED]
     problems = [errors.unknown("method", name, known) for name in names if name not in known]
     return [name for name in names if name in known], problems
 

@@ -156,6 +156,7 @@ METHODS: dict[str, Method] = {
 
 # Their maps are the same for every class, so that a network without classes has them too.
 CLASS_FREE = ("eigencam",)
+GUIDED = "guided_gradcam"  # a function of its own, and a method of `litcam explain`
 
 # Here rather than beside their code, so that `find_method` can offer all names.
 VIT_METHODS: dict[str, str] = {

@@ -11,8 +11,11 @@ from PIL import Image
 
 from litcam.commands.cli.config_files import CONFIGS
 from litcam.commands.explaining.models import load_model
+from litcam.commands.explaining.photos import read_photo
 from litcam.datamodules import SyntheticDataModule
-from litcam.explain import CAM
+from litcam.datamodules.pixels.transforms import normalize
+from litcam.explain import CAM, guided_gradcam
+from litcam.explain.comparison import explain_photos
 from litcam.lightning_modules import Classifier
 from litcam.train import main
 
@@ -195,3 +198,26 @@ def small(name):
     model = load_model("test_resnet", pretrained=False)
     model.name = name
     return model
+
+
+def test_guided_grad_cam_beside_the_heatmap(photo, capsys):
+    """Where there are ReLUs; where there are none, a line says so and the heatmap stays."""
+    main(["explain", photo, "--models", *SMALL, "--methods", "gradcam", "guided_gradcam"])
+    out = capsys.readouterr().out
+    assert "3 heatmaps" in out
+    assert out.count("VisionTransformer calls no ReLU") == 1
+    assert [at["method"] for at in record()] == ["gradcam", "guided_gradcam", "gradcam"]
+    model = load_model(SMALL[0], pretrained=False)
+    image = normalize(read_photo(Path(photo), model.image_size, model.config)[None], model.config)
+    number = record()[1]["class"]
+    explained = explain_photos(
+        CAM(model.network),
+        image,
+        [str(number)],
+        ["guided_gradcam"],
+        resolves=[lambda wanted, probabilities: (int(wanted), "")],
+    )
+    expected = guided_gradcam(model.network, image, number).abs().amax(1)
+    expected = expected.clamp(max=float(np.quantile(expected, 0.99)))
+    torch.testing.assert_close(explained[0][0][0].heatmap, (expected / expected.max())[0])
+    assert record()[1]["map_max"] == pytest.approx(float(expected.max()))
