@@ -113,14 +113,18 @@ def as_word(value: Any) -> str:
 
 
 def label(value: Any) -> str:
-    """A value as it is shown: a checkpoint by its run's name.
+    """A value as it is shown: a checkpoint by its run's name, a config by its own.
 
     >>> label("runs/sweeps/mask_ratio/mask_ratio=0.6,seed={seed}/checkpoints/encoder.safetensors")
     'mask_ratio=0.6'
     >>> label("runs/pretrain_mae_vit/version_3/checkpoints/last.ckpt")
     'pretrain_mae_vit/version_3'
+    >>> label("paper/seven/resnet34.yaml")
+    'resnet34'
     """
     word = as_word(value)
+    if word.endswith(".yaml"):  # a folder named so would be taken for a config by the run in it
+        return PurePath(word).stem
     if (folder := PurePath(word).parent).name != "checkpoints":
         return word or "none"
     run = folder.parent

@@ -133,7 +133,8 @@ def test_every_value_of_a_sweep_parses(sweep, resolve, tmp_path):
     env, program, subcommand, *words, args = described["command"]
     assert (env, program, subcommand, args) == ("${env}", "litcam", "fit", "${args}")
     assert described["metric"]["name"] in ("val/knn_acc1", "val/acc1")
-    name = words[words.index("--config") + 1]
+    varied = described["parameters"].get("config", {"values": []})["values"]
+    name = words[words.index("--config") + 1] if "--config" in words else varied[0]
     words = [word for word in words if word not in ("--config", name)]
     values = {
         key: choice["values"] if "values" in choice else [choice["value"]]
@@ -149,6 +150,10 @@ def test_every_value_of_a_sweep_parses(sweep, resolve, tmp_path):
         given = [f"--{key}={value}" for key, value in arm.items()]
         found = resolve(name, *words, *given)
         for key, value in arm.items():
+            if key == "config":  # not an option but a file of them
+                own = yaml.safe_load((CONFIGS / value).read_text())["model"]["init_args"]
+                assert found["model"]["init_args"]["backbone"] == own["backbone"]
+                continue
             group, _, option = key.partition(".")
             place = found[group] if option else found
             place = place.get("init_args", place) if option else place

@@ -1,0 +1,153 @@
+"""The table of the paper's networks: its boxes, its numbers, and what a user may do wrong."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from litcam.commands.explaining.models import load_model
+from litcam.datamodules.pixels.data_config import data_config
+from litcam.datamodules.pixels.decode import decode
+from litcam.datamodules.pixels.transforms import eval_transform
+
+ROOT = Path(__file__).parents[2]
+BOXES = ROOT / "benchmarks" / "pets_boxes.csv"
+DATA = os.environ.get("LITCAM_TEST_DATA", "")
+photos = pytest.mark.skipif(not DATA, reason="LITCAM_TEST_DATA names no folder with pets/")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """They import each other by name, as `python benchmarks/paper_table.py` has it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import paper_numbers
+    import paper_table
+
+    yield paper_table, paper_numbers
+    del sys.modules["paper_table"], sys.modules["paper_numbers"]
+
+
+def folder_of(tmp_path, lines):
+    """Boxes, and a folder with one photo."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "one.jpg").touch()
+    file = tmp_path / "boxes.csv"
+    file.write_text("# by hand\nfile,x0,y0,x1,y1\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def test_the_boxes_are_of_twenty_cats_and_twenty_dogs():
+    lines = [line for line in BOXES.read_text().splitlines() if not line.startswith("#")]
+    names = {row["file"] for row in csv.DictReader(lines)}
+    assert sorted(name.partition("/")[0] for name in names) == ["cat"] * 20 + ["dog"] * 20
+
+
+@photos
+def test_they_are_of_every_fifth_photo_and_some_photos_have_two(scripts):
+    boxes = scripts[0].read_boxes(BOXES, Path(DATA, "pets", "val"))
+    for name in ("cat", "dog"):
+        files = sorted(file.name for file in Path(DATA, "pets", "val", name).iterdir())
+        assert [f"{name}/{file}" for file in files[::5]] == [b for b in boxes if b.startswith(name)]
+    assert {len(each) for each in boxes.values()} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("cat/two.jpg,0,0,1,1", "line 4: photo 'cat/two.jpg' is not in"),
+        ("cat/one.jpg,0.5,0,0.5,1", "line 4: a box is 0 <= x0 < x1 <= 1"),
+        ("cat/one.jpg,0,0,1,374", "line 4: a box is 0 <= x0 < x1 <= 1"),
+        ("cat/one.jpg,0,left,1,1", "line 4: must be file,x0,y0,x1,y1"),
+        ("cat/one.jpg,0,0,1", "line 4: must be file,x0,y0,x1,y1"),
+    ],
+)
+def test_a_box_that_is_none_is_named_by_its_line(scripts, tmp_path, line, said):
+    file = folder_of(tmp_path, ["cat/one.jpg,0,0,1,1", line])
+    with pytest.raises(ValueError, match=said):
+        scripts[0].read_boxes(file, tmp_path)
+
+
+@photos
+@pytest.mark.parametrize("name", ["resnet34", "vit_base_patch16_clip_224"])
+def test_a_mask_is_cropped_as_the_photo_is(scripts, name):
+    """A photo that is white in its boxes and black elsewhere, by the way of all photos."""
+    table, _ = scripts
+    folder = Path(DATA, "pets", "val")
+    photo, boxes = next(
+        (photo, own) for photo, own in table.read_boxes(BOXES, folder).items() if len(own) == 2
+    )
+    with torch.device("meta"):
+        model = load_model("test_resnet", pretrained=False)
+    model.config = data_config(name)
+    mask = table.make_mask(model, folder / photo, boxes)
+    height, width = decode((folder / photo).read_bytes(), photo).shape[1:]
+    painted = torch.zeros(3, height, width, dtype=torch.uint8)
+    for x0, y0, x1, y1 in boxes:
+        top, left, bottom, right = (
+            round(y0 * height), round(x0 * width), round(y1 * height), round(x1 * width)
+        )  # fmt: skip
+        painted[:, top:bottom, left:right] = 255
+    seen = eval_transform(model.image_size[0], model.config)(painted)[0] > 127
+    assert (seen != mask).float().mean() < 0.005
+    assert 0.1 < mask.float().mean() < 0.9
+
+
+def test_half_area_and_distance_are_what_they_say(scripts):
+    """Against sorting and double loops, cell by cell."""
+    _, numbers = scripts
+    maps = numbers.to_grid(
+        torch.rand(5, 6, 6, generator=torch.Generator().manual_seed(0)) ** 4, (4, 4)
+    )
+    for one, area, far in zip(
+        maps.numpy(), numbers.half_area(maps), numbers.mean_distance(maps), strict=True
+    ):
+        cells = np.sort(one.ravel())[::-1]
+        held = np.interp(0.5, np.concatenate([[0], np.cumsum(cells)]), np.arange(17) / 16)
+        assert float(area) == pytest.approx(held, abs=1e-5)
+        top, left = np.unravel_index(one.argmax(), one.shape)
+        walked = sum(
+            one[y, x] * np.hypot(y - top, x - left) / 4 for y in range(4) for x in range(4)
+        )
+        assert float(far) == pytest.approx(walked, abs=1e-5)
+
+
+def test_the_interval_is_scipys(scripts):
+    values = np.random.default_rng(1).exponential(size=40)
+    mean, low, high = scripts[1].interval(values)
+    peer = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
+    assert mean == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx((peer.low, peer.high), abs=0.03)
+
+
+def found(numbers, name, family, maps):
+    keys = ["energy", "pointing", "deletion", "deletion_noise", "insertion", "insertion_noise"]
+    keys += ["road", *(f"{key}_{of}" for key in keys[:2] for of in ("chance", "centre"))]
+    own = {key: [0.5] * len(maps) for key in keys}
+    return numbers.Found(name, family, 224, "layer4", [True, False], maps.tolist(), own)
+
+
+def test_agreement_and_locality_of_known_maps(scripts):
+    """Two CNNs of one spot that moves with the photo, and a transformer that is flat but for it."""
+    _, numbers = scripts
+    spots = torch.zeros(9, 3, 3)
+    spots.flatten(1)[range(9), range(9)] = 1.0
+    parts = [("a", "CNN", spots), ("b", "CNN", 2 * spots), ("c", "transformer", spots + 9)]
+    text = numbers.make_tables([found(numbers, *part) for part in parts])
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "|" in line}
+    # The same ranks on the same photo; of two photos 7 zeros and two places swapped: -1/8.
+    assert "| 1 | 1.000 [1.000, 1.000] | -0.125 [-0.125, -0.125] |" in rows["CNN and CNN"]
+    assert "| 2 | 1.000 [1.000, 1.000] |" in rows["CNN and transformer"]
+    # Half of one cell of nine; of the other 82 parts the spot has 10 and four cells hold 31 more.
+    assert f"half area, transformers minus CNNs: {(1 + 31 / 9) / 9 - 0.5 / 9:.3f}" in text
+
+
+def test_networks_that_differ_in_nothing_differ_by_noise(scripts):
+    _, numbers = scripts
+    maps = torch.rand(40, 7, 7, generator=torch.Generator().manual_seed(0))
+    twins = [found(numbers, "a", "CNN", maps), found(numbers, "b", "transformer", maps.roll(1, 0))]
+    assert numbers.make_tables(twins).count("no difference beyond noise") == 3
