@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from litcam.commands.running.training import LitcamCLI
+from litcam.lightning_modules import MAE
 from litcam.lightning_modules.backbones import create_backbone
 from litcam.train import main
 
@@ -208,3 +209,13 @@ def test_a_folder_named_by_its_options(resolve, tmp_path):
         ["--config=lr=1,epochs=7/config.yaml"],
     ):
         assert resolve("demo.yaml", *words)["trainer"]["max_epochs"] == 7
+
+
+def test_figures_3_and_4_are_drawn_at_a_tenth_of_the_paper_s_epochs(resolve):
+    found = resolve("paper/reconstructions_small.yaml")
+    every, last = (found["trainer"][name] for name in ("check_val_every_n_epoch", "max_epochs"))
+    assert {6, 20, 27, 41} <= set(range(every - 1, last, every))
+    shows = found["trainer"]["callbacks"][-1]["init_args"]
+    # CIFAR-10 has a thousand validation photos of each category.
+    assert len({index // 1000 for index in shows["indices"]}) == 8
+    assert MAE(**found["model"]["init_args"]).num_cells == 256

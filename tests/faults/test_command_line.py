@@ -92,7 +92,7 @@ def reads(command, words, parser, *, whole=True):  # noqa: F811
     if command == "explain":
         return partial(parse, words)
     if command == "demo":
-        return partial(demo.check, words)
+        return read_by(parser, [*demo.FIT, *words])
     return partial(main, [command, *words])
 
 
@@ -190,7 +190,7 @@ def test_what_the_demo_cannot_read_is_told_before_it_trains(tell):
     assert not Path("runs").exists()
     tell(
         "A misspelt option of `litcam demo`",
-        caused="options of the second part, of the data, of the trainer",
+        caused="options of the model, the data, the trainer",
         times=len(wrong),
-        happened="one line before the first part trains (it came minutes later)",
+        happened="one line before it trains",
     )
