@@ -148,3 +148,11 @@ def timm_models(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_modules():
         if hasattr(module, "pretrained_cfg") and hasattr(module, "num_features"):
             yield name, module
+
+
+def not_called(network: nn.Module, layer: str) -> str:
+    """Say that the layer of this name had no part in a forward, and why that may be."""
+    line = f"layer {layer} was not called in the forward of {type(network).__name__}"
+    if any(getattr(module, "grad_checkpointing", False) is True for module in network.modules()):
+        line += ": gradient checkpointing calls the blocks in a stage; name one of those"
+    return line

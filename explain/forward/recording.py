@@ -275,7 +275,7 @@ class Recording:
         return networks.with_features(given, self.activations.clone())
 
     def _finish(self, output: Any) -> None:
-        name, layer = type(self.network).__name__, self._given[0] if self._given else ""
+        layer = self._given[0] if self._given else ""
         try:
             assert self.images is not None
             with torch.enable_grad():
@@ -288,7 +288,7 @@ class Recording:
         if self.failure:
             return
         if self.activations is None:
-            self.failure = f"layer {layer} was not called in the forward of {name}"
+            self.failure = networks.not_called(self.network, layer)
         elif not self.logits.requires_grad:
             self.failure = self._no_graph
         elif self.watch is not None and self.layer is not None:

@@ -67,6 +67,11 @@ class LibraGrad:
 
     def find_problem(self, logits: Tensor, layer: TargetLayer) -> str:
         """Why these logits cannot be explained so, or an empty line."""
+        if getattr(self._vit, "grad_checkpointing", False):
+            return (
+                "method 'libragrad' balances the first forward, and gradient checkpointing goes "
+                "backward through a second one: set_grad_checkpointing(False), or take legrad"
+            )
         layout, start = layer.layout, self._start[0]
         height, width = layout.grid
         num_tokens = layout.num_prefix_tokens + height * width + layout.num_suffix_tokens
