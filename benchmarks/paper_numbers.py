@@ -5,6 +5,7 @@ grid shall not be what makes a map local. On that grid, each map scaled to sum 1
 
 - `half area`: the smallest share of the image that holds half of the map. 50 % is a flat map.
 - `distance`: how far from the map's maximum it lies in the mean, in sides of the image.
+- `blank maps`: the share that holds nothing; a miss of the pointing game, and in no other column.
 - agreement: Spearman's correlation over the grid of two networks' maps of one photo, the mean over
   pairs of networks. Beside it that of maps of different photos, which is what maps have in common
   that do not look at their photo: the middle.
@@ -13,6 +14,7 @@ In brackets: 95 % intervals over photos, by 2000 bootstrap samples. They hold fo
 and say nothing of what another seed would give.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -55,6 +57,8 @@ class Found:
 
 def make_tables(found: Sequence[Found]) -> str:
     """The tables, as Markdown."""
+    # A photo of which no network has a map is no news.
+    warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
     grid = min(len(each.maps[0]) for each in found), min(len(each.maps[0][0]) for each in found)
     maps = [to_grid(torch.tensor(each.maps), grid) for each in found]
     local = [measure_local(each) for each in maps]
@@ -155,25 +159,22 @@ def _local(
     rows = []
     for each, own in zip(found, local, strict=True):
         made = f"{each.layer}, {len(each.maps[0])} × {len(each.maps[0][0])}"
-        rows.append([each.name, made, *(told(own[key]) for key in LOCAL)])
-    return table([f"at {grid[0]} × {grid[1]}", "made at", *LOCAL.values()], rows)
+        blank = f"{np.isnan(own['half_area']).mean():.3f}"
+        rows.append([each.name, made, blank, *(told(own[key]) for key in LOCAL)])
+    return table([f"at {grid[0]} × {grid[1]}", "made at", "blank maps", *LOCAL.values()], rows)
 
 
 def _claim(found: Sequence[Found], local: Sequence[dict[str, np.ndarray]]) -> str:
     """Transformers minus CNNs, photo by photo."""
-    families = [each.family for each in found]
     lines = []
     for key, name in LOCAL.items():
-        means = {
-            family: np.nanmean(
-                [own[key] for own, f in zip(local, families, strict=True) if f == family], 0
-            )
+        cnn, transformer = (
+            np.nanmean([n[key] for n, f in zip(local, found, strict=True) if f.family == family], 0)
             for family in ("CNN", "transformer")
-        }
-        _, low, high = interval(means["transformer"] - means["CNN"])
-        clear = ", no difference beyond noise" if low <= 0 <= high else ""
-        difference = told(means["transformer"] - means["CNN"])
-        lines.append(f"* {name}, transformers minus CNNs: {difference}{clear}")
+        )
+        _, low, high = interval(transformer - cnn)
+        noise = ", no difference beyond noise" if low <= 0 <= high else ""
+        lines.append(f"* {name}, transformers minus CNNs: {told(transformer - cnn)}{noise}")
     return "\n".join(lines)
 
 

