@@ -192,7 +192,7 @@ def pretrain(case, **options):
     size = {} if "img_size" in args else {"image_size": 64}
     decoder = {} if "swin" in case else {"decoder_dim": 32, "decoder_depth": 1}
     torch.manual_seed(0)
-    return MAE(name, 0.5, backbone_args=args, **size, **decoder, **options)
+    return MAE(name, 0.5, backbone_args=args, **size, **{**decoder, **options})
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH)
@@ -255,10 +255,11 @@ def losses_and_gradients(mae, call, images, noise):
 # Dynamo looks at it itself, behind the graph break that the hooks make.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["vit", "swin", "resnet"])
+@pytest.mark.parametrize("case", ["vit", "swin", "resnet", "unet"])
 def test_a_compiled_model_has_the_same_loss_and_gradients(case):
     torch._dynamo.reset()
-    mae = pretrain(case)
+    unet = {"decoder": "unet", "decoder_depth": None}
+    mae = pretrain("resnet", **unet) if case == "unet" else pretrain(case)
     images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, mae.num_cells)
     twin = copy.deepcopy(mae)
     eager = losses_and_gradients(twin, twin, images, noise)
