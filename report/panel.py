@@ -1,6 +1,6 @@
 """One figure of what a masked autoencoder learned: a row an image, a column an epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from statistics import fmean
@@ -87,7 +87,7 @@ def _find_columns(
     }
 
 
-def _nearest(epoch: int, drawn: Sequence[int] | dict[int, int]) -> list[int]:
+def _nearest(epoch: int, drawn: Iterable[int]) -> list[int]:
     """The two of `drawn` that are nearest to `epoch`, in order.
 
     >>> _nearest(67, [0, 60, 70, 80])
