@@ -147,8 +147,14 @@ def _boxes(found: Sequence[Found]) -> str:
 
 
 def _network(found: Sequence[Found]) -> str:
-    keys = ("deletion", "deletion_noise", "insertion", "insertion_noise", "road")
-    rows = [[each.name, *(told(each.numbers[key]) for key in keys)] for each in found]
+    rows = []
+    for each in found:
+        cells = []
+        for key in ("deletion", "insertion"):
+            own, noise = (np.array(each.numbers[name]) for name in (key, f"{key}_noise"))
+            # Of the same photos: those without a map are often all of one class.
+            cells += [told(own), told(np.where(np.isnan(own), np.nan, noise))]
+        rows.append([each.name, *cells, told(each.numbers["road"])])
     head = ["deletion", "of noise", "insertion", "of noise", "ROAD at 50 %"]
     return table(["network", *head], rows)
 

@@ -160,6 +160,14 @@ def test_maps_of_nothing_are_counted_and_left_out(scripts):
     assert "nan" not in text
 
 
+def test_noise_is_measured_on_the_photos_that_have_a_map(scripts):
+    _, numbers = scripts
+    one = found(numbers, "a", "CNN", torch.rand(4, 3, 3))
+    one.numbers |= {"deletion": [0.2, 0.2, np.nan, np.nan], "deletion_noise": [0.3, 0.3, 0.9, 0.9]}
+    text = numbers.make_tables([one])
+    assert "| a | 0.200 [0.200, 0.200] | 0.300 [0.300, 0.300] |" in text
+
+
 def test_networks_that_differ_in_nothing_differ_by_noise(scripts):
     _, numbers = scripts
     maps = torch.rand(40, 7, 7, generator=torch.Generator().manual_seed(0))
