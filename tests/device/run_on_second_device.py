@@ -2,7 +2,7 @@
 
 Besides, the operators of the last step of each kind: what a GPU would be asked to launch.
 
-python run_on_second_device.py classifier | mixup | costly | vit | swin | cnn | explain
+python run_on_second_device.py classifier | mixup | legrad | costly | vit | swin | cnn | explain
 """
 
 import collections
@@ -79,10 +79,11 @@ def make(kind):
         small = {"decoder_dim": 64, "decoder_depth": 1}
         module = MAE(backbone, image_size=64, backbone_args=options, **small)
         return module, [Reconstructions(num_images=2), Neighbours()], 24, 48
-    if kind == "mixup":
+    if kind in ("mixup", "legrad"):
         options = {"img_size": 64, "depth": 2}
-        module = Classifier("vit_tiny_patch16_224", 8, backbone_args=options, mixup=0.8, cutmix=1)
-        return module, [GradCAM(num_images=2)], 32, 64
+        mix = {"mixup": 0.8, "cutmix": 1} if kind == "mixup" else {}
+        module = Classifier("vit_tiny_patch16_224", 8, backbone_args=options, **mix)
+        return module, [GradCAM(2, "legrad" if kind == "legrad" else "gradcam")], 32, 64
     metrics = ["deletion", "average_drop", "road"] if kind == "costly" else None
     return Classifier("resnet10t", 8), [Coverage(), GradCAM(4, metrics=metrics)], 32, 64
 

@@ -34,7 +34,7 @@ def run(kind, folder):
 MOST_OPERATORS = {"classifier": 500, "mixup": 690}
 
 
-@pytest.mark.parametrize("kind", ["classifier", "mixup", "vit", "swin", "cnn"])
+@pytest.mark.parametrize("kind", ["classifier", "mixup", "legrad", "vit", "swin", "cnn"])
 def test_no_wait_in_a_step_and_one_in_a_validation_batch(kind, tmp_path):
     found = run(kind, tmp_path)
     assert found["waits"]["train"] == 0, found["lines"]
