@@ -35,7 +35,8 @@ def find_units(module: nn.Module) -> list[nn.Module]:
         for child in children:
             if sum(parameter.numel() for parameter in child.parameters()) > LARGE * total:
                 yield from walk(child)
-            if kinds[type(child)] > 1:
+            # Lists alone have no forward to gather their weights in; their parts have.
+            if kinds[type(child)] > 1 and not isinstance(child, nn.ModuleList | nn.ModuleDict):
                 yield child
 
     return list(walk(module))

@@ -118,8 +118,9 @@ def main(
     sizes = {"image_size": 64} if mae else {"num_classes": 2}
     if mae and family != "swin":
         sizes |= {"decoder_dim": 32, "decoder_depth": 2}
+    sizes |= options or {}
     module = (MAE if mae else Classifier)(
-        name, backbone_args=args, scale_lr=False, warmup_epochs=0, **sizes, **(options or {})
+        name, backbone_args=args, scale_lr=False, warmup_epochs=0, **sizes
     )
     shown = Reconstructions(num_images=3, steps=[2]) if mae else GradCAM(indices=[0, 3, 4, 7, 8])
     shown = [shown, *([Neighbours()] if mae else [])]

@@ -19,7 +19,7 @@ from sharded import FAMILIES, Data
 from torch.utils.data import DataLoader
 
 from litcam.callbacks import GradCAM
-from litcam.lightning_modules import Classifier
+from litcam.lightning_modules import MAE, Classifier
 from litcam.lightning_modules.sharding import find_units
 
 # Trainer(precision="16-mixed") makes bfloat16 of it on a CPU.
@@ -37,6 +37,8 @@ PLAIN = {
     "mae": {"family": "vit", "mae": True},
     "mae_cnn": {"family": "cnn", "mae": True},
 }
+# Its BatchNorm takes each process's own statistics, so that two are not quite one.
+UNET = {"family": "cnn", "mae": True, "options": {"decoder": "unet", "decoder_depth": None}}
 WHOLE = {"family": "vit", "imagenet": True, "every": 2, "options": {"drop_path_rate": 0.2}}
 
 
@@ -82,6 +84,7 @@ def ran(tmp_path_factory):
     two = {
         **PLAIN,
         "resnet": {"family": "resnet"},
+        "mae_unet": UNET,
         "whole": WHOLE,
         "stopped": {**WHOLE, "kill": 5, "how": "SIGTERM"},
         "killed": {**WHOLE, "kill": 5},
@@ -148,6 +151,26 @@ def test_the_encoder_of_two_processes_is_whole(ran):
         weights = load(ran[0] / "two" / name)["state_dict"]
         assert all(torch.equal(two[key], weights[f"encoder.{key}"]) for key in two)
         assert load_file(ran[0] / "two" / name / "kept/decoder.safetensors")
+
+
+@pytest.mark.slow
+def test_a_unet_is_divided_and_written_whole(ran):
+    found = read(ran[0] / "two/mae_unet")
+    assert torch.tensor(found["losses"]).isfinite().all()
+    assert read(ran[0] / "two/mae_unet", rank=1)["losses"] == found["losses"]
+    weights = load(ran[0] / "two/mae_unet")["state_dict"]
+    for part in ("encoder", "decoder"):
+        written = load_file(ran[0] / f"two/mae_unet/kept/{part}.safetensors")
+        assert all(torch.equal(written[key], weights[f"{part}.{key}"]) for key in written)
+
+
+def test_lists_are_no_blocks():
+    """PyTorch refuses to divide what has no forward of its own."""
+    name, args = FAMILIES["cnn"]
+    mae = MAE(name, backbone_args=args, image_size=64, decoder="unet", decoder_dim=32)
+    units = find_units(mae)
+    assert not [unit for unit in units if isinstance(unit, torch.nn.ModuleList)]
+    assert {*mae.decoder.blocks[:2], *mae.decoder.densify[:1]} <= {*units}
 
 
 @pytest.mark.slow
