@@ -54,7 +54,7 @@ def run(runs, folder, photos, world, *, fails=False):
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
         command[3:3] = start
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert bool(done.returncode) == fails, done.stderr[-4000:]
     return done.stdout + done.stderr
 
