@@ -1,4 +1,4 @@
-"""Time and memory on whatever device there is: events on CUDA, a clock elsewhere."""
+"""Time and memory on whatever device there is: events on CUDA, clocks elsewhere."""
 
 import os
 import platform
@@ -51,6 +51,19 @@ def measure(call: Callable[[], object], device: torch.device) -> float:
     call()
     watch.mark()
     return watch.spans()[0]
+
+
+def measure_work(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the process's threads work in a call, whoever else has the cores meanwhile.
+
+    Raises:
+        ValueError: on another device than the CPU.
+    """
+    if device.type != "cpu":
+        raise ValueError(f"work is measured on a CPU, not on {device}: leave --work out")
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def wait(device: torch.device) -> None:

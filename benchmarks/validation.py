@@ -4,6 +4,7 @@
     python benchmarks/validation.py --models resnet34 vit_base_patch16_224 --rounds 3
     python benchmarks/validation.py --device cuda --precision bf16 --batch 128 --without_peers
     python benchmarks/validation.py --compile --without_peers   # beside a compiled validation
+    python benchmarks/validation.py --work --threads 1  # a CPU's work, where others use it too
 
 Images, labels and masks lie in the device's memory, so that loading costs next to nothing. Every
 way validates all of them; times are of `trainer.validate`, with what a callback computes, draws and
@@ -38,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from cam import LAYERS, TRANSFORMS
 from chips import count_flops, tell_peak, tell_speed
-from timing import describe_machine, measure
+from timing import describe_machine, measure, measure_work
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -192,13 +193,16 @@ def time_model(name: str, options: argparse.Namespace, folder: Path) -> dict[str
         for number, way in enumerate(options.ways)
     }
     seconds: dict[str, list[float]] = {way: [] for way in options.ways}
+    take_time = measure_work if options.work else measure
     logged: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds + 1):
         for way, trainer in trainers.items():
             values: list[Any] = []
-            seconds[way].append(measure(partial(validate, trainer, module, loader, values), device))
+            call = partial(validate, trainer, module, loader, values)
+            seconds[way].append(take_time(call, device))
             logged[way] = {key: float(value) for key, value in values[0].items()}
-    if missing := [way for way in WAYS[1:3] if "val/gradcam/energy_inside" not in logged[way]]:
+    measured = [way for way in WAYS[1:3] if way in logged]
+    if missing := [way for way in measured if "val/gradcam/energy_inside" not in logged[way]]:
         raise RuntimeError(f"{missing} explained nothing")
     # The first round is a warm-up.
     pairs = {way: list(zip(seconds[way], seconds["plain"], strict=True))[1:] for way in seconds}
@@ -252,8 +256,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the network by torch.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/validation.json"))
     parser.add_argument("--without_peers", action="store_true")
+    parser.add_argument("--ways", nargs="+", choices=WAYS[1:], help="these alone, beside plain")
+    parser.add_argument("--work", action="store_true", help="the process's time, not the clock's")
     options = parser.parse_args()
-    options.ways = WAYS[:4] if options.without_peers else WAYS
+    options.ways = options.ways or WAYS[1 : 4 if options.without_peers else None]
+    options.ways = ("plain", *options.ways)
     torch.set_num_threads(options.threads)
     quieten()
     torch.manual_seed(0)
@@ -262,7 +269,7 @@ def main() -> None:
     print(
         f"{options.batches} batches of {options.batch} at {options.image_size}, "
         f"{options.precision}, {'compiled, ' if options.compile else ''}{options.threads} threads, "
-        f"{options.rounds} rounds; {machine}; "
+        f"{options.rounds} rounds{' of work' if options.work else ''}; {machine}; "
         f"{tell_peak(options.device)}\n"
     )
     columns = ["model", "plain (s)", "plain, speed", *(f"{way} (×)" for way in options.ways[1:])]

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from litcam.explain.forward.rows import keep_rows
 from litcam.explain.forward.untouched import ours
 
 # What takes the graphs of a layer's networks apart. One for each layer: a graph that was made for
@@ -132,9 +133,11 @@ class _Splitter:
         children: list[tuple[str, Any]] = list(whole.named_children())
         for name, child in children:
             at_mark = any(node.target is _mark for node in child.graph.nodes)
-            compiled = None if at_mark else _compile(_make_isolation()(child), self._compile_part)
-            setattr(whole, name, _Call(compiled or self._at_mark))
+            setattr(whole, name, _Call(self._at_mark if at_mark else self._compile_apart(child)))
         return whole.forward
+
+    def _compile_apart(self, part: torch.fx.GraphModule) -> Callable[..., Any]:
+        return _compile(_make_isolation()(keep_rows(part)), self._compile_part)
 
     def _at_mark(self, output: Tensor) -> Tensor:
         assert self.at_layer is not None
