@@ -11,6 +11,7 @@ difference to Grad-CAM's, by 2000 bootstrap samples of the same photos; a star w
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ def main() -> None:
     rows = VIT if any(hasattr(m, "num_prefix_tokens") for m in model.network.modules()) else CNN
     files = sorted(path for path in options.folder.rglob("*") if is_image(path.name))
     files = files[:: max(1, len(files) // options.photos)][: options.photos]
+    # So that those of a run that was stopped are of every class.
+    random.Random(0).shuffle(files)
     transform = eval_transform(model.image_size[0], model.config)
     # One for all photos, so that the layer is looked for once.
     cams = {name: CAM(model.network, *row) for name, row in rows.items()}

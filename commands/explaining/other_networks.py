@@ -67,9 +67,16 @@ def find_network(name: str) -> Network | None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Parts ``NAME=FILE``; the name is empty where it is none, as of ``best-epoch=003.ckpt``."""
+    """Parts ``NAME=FILE``; the name is empty where it is none, as of ``best-epoch=003.ckpt``.
+
+    >>> split_name("resnet34=w.pth"), split_name("runs/sweeps/lr/lr=0.1,seed=0/mistyped.ckpt")
+    (('resnet34', 'w.pth'), ('', 'runs/sweeps/lr/lr=0.1,seed=0/mistyped.ckpt'))
+    """
     architecture, equals, file = name.partition("=")
-    return (architecture, file) if equals and not Path(name).exists() else ("", name)
+    is_path = "/" in architecture and not architecture.startswith(SOURCES)
+    return (
+        (architecture, file) if equals and not is_path and not Path(name).exists() else ("", name)
+    )
 
 
 def class_names(network: nn.Module) -> list[str]:

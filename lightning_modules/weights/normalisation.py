@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ def warn_of_normalisation(source: str, datamodule: Any) -> None:
     if stored is None or mean is None or std is None:
         return
     if any(abs(a - b) > 1e-3 for a, b in zip([*stored[0], *stored[1]], [*mean, *std], strict=True)):
-        told = f"--data.mean '{_round(stored[0])}' --data.std '{_round(stored[1])}'"
+        told = f"; pass --data.mean '{_round(stored[0])}' --data.std '{_round(stored[1])}'"
+        takes = "mean" in signature(type(datamodule)).parameters
         rank_zero_warn(
             f"{source} was trained on images of mean {_round(stored[0])} and std "
-            f"{_round(stored[1])}, and these have {_round(mean)} and {_round(std)}; pass {told}"
+            f"{_round(stored[1])}, and these have {_round(mean)} and {_round(std)}"
+            f"{told if takes else ''}"
         )
 
 
