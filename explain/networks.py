@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,11 +23,33 @@ def unwrap(network: nn.Module) -> nn.Module:
             return network
 
 
+class _Eagerly:
+    """Has compiled functions run uncompiled until the last of those who asked for it has left.
+
+    Each would put back what it found: the one that came second and left last, "eagerly", for good.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[AbstractContextManager[Any]] = []
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        self._num_inside += 1
+        if not self._open and "torch._dynamo" in sys.modules:
+            self._open.append(torch.compiler.set_stance("force_eager"))
+
+    def __exit__(self, *error: object) -> None:
+        self._num_inside -= 1
+        if not self._num_inside and self._open:
+            self._open.pop().__exit__(None, None, None)
+
+
+_eagerly = _Eagerly()
+
+
 def run_eagerly() -> AbstractContextManager[Any]:
     """Lets compiled networks run uncompiled: a graph made before skips hooks without a word."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return _eagerly
 
 
 def find_images(

@@ -188,3 +188,22 @@ def test_inductor_gives_the_same_maps(name, precision):
     limit = 1e-3 if precision is torch.float32 else 2e-2
     assert (cam([1, 2, 3, 4]) - expected).abs().max() <= limit * expected.abs().max()
     assert torch.allclose(logits, theirs, atol=limit)
+
+
+def test_two_that_end_in_the_order_they_began_leave_the_compiler_on():
+    networks, batch = [make("cnn").eval() for _ in range(2)], images()
+    first, second = (CAM(network) for network in networks)
+    first.__enter__()
+    second.__enter__()
+    for network in networks:
+        network(batch)
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    calls = []
+
+    def count(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    torch.compile(networks[0], backend=count)(batch)
+    assert calls
