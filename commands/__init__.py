@@ -27,7 +27,7 @@ def _command(summary: str, module: str, function: str, *first: str) -> Command:
 
 
 COMMANDS = {
-    "demo": _command("train on generated images and watch, in three minutes", "demo", "demo"),
+    "demo": _command("train on generated images and watch, in two minutes", "demo", "demo"),
     "fit": _command("train: litcam fit --config finetune_resnet34.yaml", "fit", "run", "fit"),
     "validate": _command("measure and explain a checkpoint", "fit", "run", "validate"),
     "test": _command("the same on the test images", "fit", "run", "test"),
