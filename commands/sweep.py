@@ -70,6 +70,8 @@ def sweep(args: Sequence[str]) -> None:
     options, extra = parser.parse_known_args(list(args))
     if options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.page and not options.page.is_file():
+        raise ValueError(f"--page {options.page} does not exist; name a Markdown page")
     file = Path(find_configs(["--config", options.file])[1])
     described = _read(file)
     folder = options.out or Path("runs") / "sweeps" / file.stem
@@ -82,7 +84,7 @@ def sweep(args: Sequence[str]) -> None:
                 raise ValueError(f"folder {folder} holds no finished run of {file}; run it first")
             results = Results(described, arms, options.metric)
             print(_tell(results, folder, file))
-            if options.page:
+            if options.page and results.measured:  # else what the page holds is the better
                 fill_in(options.page, file.stem, f"{results.text()}\n{results.cost()}")
     except KeyboardInterrupt:
         left = sum(arm.read()["state"] not in DONE for arm in arms)

@@ -30,18 +30,19 @@ class _Eagerly:
     """
 
     def __init__(self) -> None:
-        self._open: list[AbstractContextManager[Any]] = []
+        self._stance: AbstractContextManager[Any] | None = None
         self._num_inside = 0
 
     def __enter__(self) -> None:
         self._num_inside += 1
-        if not self._open and "torch._dynamo" in sys.modules:
-            self._open.append(torch.compiler.set_stance("force_eager"))
+        if self._stance is None and "torch._dynamo" in sys.modules:
+            self._stance = torch.compiler.set_stance("force_eager")
 
     def __exit__(self, *error: object) -> None:
         self._num_inside -= 1
-        if not self._num_inside and self._open:
-            self._open.pop().__exit__(None, None, None)
+        if self._stance is not None and not self._num_inside:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
 
 
 _eagerly = _Eagerly()

@@ -111,9 +111,9 @@ def reconstruct_images(
     made = module.reconstruct(chosen, noise)
     if labels is None or len(labels) != len(images):
         labels = torch.full((len(images),), -1)
-    chosen_labels = labels.to(images.device).index_select(0, places)
-    tensors = [chosen, made.predicted, made.hidden, made.psnr.float(), chosen_labels]
-    tensors.append(find_span(images))
+    of_chosen = labels.to(images.device).index_select(0, places)
+    seen, psnr = (chosen, made.predicted, made.hidden), made.psnr.float()
+    tensors = [*seen, psnr, of_chosen, find_span(images)]
     return KeptReconstructions(list(indices), tensors, bool(made.borrowed), pixels, index_known)
 
 

@@ -14,9 +14,9 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
-from litcam.commands.sweep import _bar
+from litcam.commands.sweep import _bar, _plan
 from litcam.files import read_rows
-from litcam.sweeps import Arm
+from litcam.sweeps import Arm, read_sweep
 from litcam.train import main
 
 CONFIG = """\
@@ -121,12 +121,25 @@ def test_a_value_out_of_range_is_named_before_the_first_run(write, capsys):
         (["sweep.yaml", "--model.lr", "1"], "--model.lr is varied by sweep.yaml"),
         (["sweep.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["sweep.yaml", "--table"], "holds no finished run of sweep.yaml"),
+        (["sweep.yaml", "--page", "nope.md"], "--page nope.md does not exist"),
         (["tiny.yaml"], "a sweep needs `parameters:`"),
     ],
 )
 def test_wrong_words_are_one_line(write, capsys, words, said):
     write()
     assert said in refused(capsys, *words)
+
+
+def test_a_page_keeps_its_table_where_nothing_was_measured(write, capsys):
+    file = write(parameters={"model.lr": {"values": [0.1]}})
+    page = Path("page.md")
+    page.write_text("<!-- sweep -->\nnumbers\n<!-- /sweep -->\n")
+    described = read_sweep(yaml.safe_load(Path(file).read_text()))
+    for arm in _plan(described, Path("runs/sweeps/sweep"), [], Path(file)):
+        arm.write("finished", 3.0)
+    main(["sweep", file, "--table", "--page", str(page)])
+    assert "No run has a value of" in capsys.readouterr().out
+    assert "numbers" in page.read_text()
 
 
 def test_one_sweep_in_a_folder(write, capsys):
