@@ -19,7 +19,7 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from litcam.lightning_modules import MAE, optim
-from litcam.lightning_modules.masking import choose_cells, enlarge, visible_map
+from litcam.lightning_modules.masked.masking import choose_cells, enlarge, visible_map
 
 SWIN = "swin_base_patch4_window7_224"
 Pairs = list[tuple[str, str, Any]]

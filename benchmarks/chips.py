@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from litcam.lightning_modules import decoders
+from litcam.lightning_modules.masked import decoders
 
 
 @dataclass(frozen=True)

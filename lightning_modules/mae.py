@@ -13,9 +13,8 @@ from torchmetrics.regression import R2Score
 
 from litcam.lightning_modules import optim
 from litcam.lightning_modules.arguments import check_arguments
-from litcam.lightning_modules.checkpoints import save_pretrained
-from litcam.lightning_modules.decoders import create_decoder
-from litcam.lightning_modules.encoders import (
+from litcam.lightning_modules.masked.decoders import create_decoder
+from litcam.lightning_modules.masked.encoders import (
     check_cells,
     check_size,
     create_encoder,
@@ -26,15 +25,15 @@ from litcam.lightning_modules.encoders import (
     on_meta,
     set_sincos_positions,
 )
-from litcam.lightning_modules.hiding import find_hiding
-from litcam.lightning_modules.masking import (
+from litcam.lightning_modules.masked.hiding import find_hiding
+from litcam.lightning_modules.masked.masking import (
     choose_cells,
     patchify,
     reproducible_noise,
     unpatchify,
     visible_map,
 )
-from litcam.lightning_modules.reconstruction import (
+from litcam.lightning_modules.masked.reconstruction import (
     Reconstruction,
     at_least_float32,
     denormalise_cells,
@@ -42,6 +41,7 @@ from litcam.lightning_modules.reconstruction import (
 )
 from litcam.lightning_modules.steps import GuardedSteps, run_seed
 from litcam.lightning_modules.weights import load_weights
+from litcam.lightning_modules.weights.saving import save_pretrained
 
 __all__ = ["MAE"]
 

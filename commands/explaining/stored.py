@@ -12,9 +12,9 @@ from torch import nn
 
 from litcam.datamodules.files import read_whole
 from litcam.lightning_modules.backbones import create_backbone
-from litcam.lightning_modules.checkpoints import read_facts
-from litcam.lightning_modules.encoders import create_encoder
+from litcam.lightning_modules.masked.encoders import create_encoder
 from litcam.lightning_modules.weights import load_weights
+from litcam.lightning_modules.weights.saving import read_facts
 
 GIVE = "give last.ckpt or encoder.safetensors of a run of `litcam fit`"
 

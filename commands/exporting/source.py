@@ -12,7 +12,7 @@ from litcam.commands.explaining.models import Model, load_model
 from litcam.commands.report import find_run
 from litcam.commands.running.run_folder import run_of
 from litcam.lightning_modules.atomic_checkpoints import newest_readable, read_checkpoint
-from litcam.lightning_modules.checkpoints import read_facts
+from litcam.lightning_modules.weights.saving import read_facts
 
 ENCODER = "encoder.safetensors"
 

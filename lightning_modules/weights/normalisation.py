@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from litcam.lightning_modules.checkpoints import read_facts
+from litcam.lightning_modules.weights.saving import read_facts
 
 __all__ = ["read_normalisation", "warn_of_normalisation"]
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from litcam.callbacks import EMA
 from litcam.lightning_modules import MAE, Classifier
-from litcam.lightning_modules.checkpoints import read_facts
+from litcam.lightning_modules.weights.saving import read_facts
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 

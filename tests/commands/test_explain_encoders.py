@@ -17,7 +17,7 @@ from litcam.datamodules.pixels.data_config import DataConfig
 from litcam.explain import CAM
 from litcam.explain.comparison import explain_photos
 from litcam.lightning_modules import MAE, Classifier
-from litcam.lightning_modules.checkpoints import read_facts, save_encoder
+from litcam.lightning_modules.weights.saving import read_facts, save_encoder
 from litcam.train import main
 
 CHANNELS = '{"channels": [8, 16, 16, 24], "output_stride": 8}'

@@ -7,7 +7,7 @@ from timm.models import save_for_hf
 
 from litcam.datamodules import ImageNetDataModule
 from litcam.lightning_modules import Classifier
-from litcam.lightning_modules.checkpoints import save_encoder
+from litcam.lightning_modules.weights.saving import save_encoder
 
 HALVES = (0.5, 0.5, 0.5)
 IMAGENET = (0.485, 0.456, 0.406)

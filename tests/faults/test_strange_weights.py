@@ -18,7 +18,7 @@ from PIL import Image
 
 from litcam.commands.explaining.models import load_model
 from litcam.lightning_modules import Classifier
-from litcam.lightning_modules.checkpoints import save_encoder
+from litcam.lightning_modules.weights.saving import save_encoder
 from litcam.train import main
 
 FOUND = Path(__file__).parent / "found"

@@ -7,8 +7,8 @@ import torch
 from scipy.interpolate import RectBivariateSpline
 
 from litcam.lightning_modules import MAE, Classifier
-from litcam.lightning_modules.checkpoints import save_encoder
 from litcam.lightning_modules.weights import load_weights
+from litcam.lightning_modules.weights.saving import save_encoder
 
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 # name, arguments of the encoder, arguments of the classifier at another image size

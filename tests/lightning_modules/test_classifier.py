@@ -227,7 +227,7 @@ def test_ema_runs_and_keeps_its_own_weights(family):
 
 
 def test_checkpoint_loads_weights_only_without_encoder_or_network(family, tmp_path, monkeypatch):
-    from litcam.lightning_modules.checkpoints import save_encoder
+    from litcam.lightning_modules.weights.saving import save_encoder
 
     name, backbone_args, stage = FAMILIES[family]
     encoder = timm.create_model(name, num_classes=0, **backbone_args)

@@ -8,7 +8,7 @@ from test_classifier import Data, make, trainer
 from timm.models import save_for_hf
 
 from litcam.lightning_modules import Classifier
-from litcam.lightning_modules.checkpoints import save_encoder
+from litcam.lightning_modules.weights.saving import save_encoder
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",

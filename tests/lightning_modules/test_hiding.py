@@ -7,7 +7,7 @@ import timm
 import torch
 
 from litcam.lightning_modules import MAE
-from litcam.lightning_modules.hiding import DropTokens, find_hiding
+from litcam.lightning_modules.masked.hiding import DropTokens, find_hiding
 
 VIT = {"img_size": 64, "depth": 2}
 SWIN = {

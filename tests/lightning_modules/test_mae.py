@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from litcam.lightning_modules import MAE, Classifier, finite
-from litcam.lightning_modules.finite import NonFiniteError
-from litcam.lightning_modules.masking import gather_cells, patchify
+from litcam.lightning_modules import MAE, Classifier
+from litcam.lightning_modules.masked.masking import gather_cells, patchify
+from litcam.lightning_modules.steps import finite
+from litcam.lightning_modules.steps.finite import NonFiniteError
 from litcam.lightning_modules.weights import load_weights
 
 SWIN = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}

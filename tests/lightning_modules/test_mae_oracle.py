@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from litcam.lightning_modules import MAE
-from litcam.lightning_modules.decoders import sincos_positions
+from litcam.lightning_modules.masked.decoders import sincos_positions
 
 NAME, PATCH, SIDE = "vit_tiny_patch16_224", 8, 48
 TINY = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 48, "depth": 2, "num_heads": 3}

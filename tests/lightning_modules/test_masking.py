@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from litcam.lightning_modules.masking import (
+from litcam.lightning_modules.masked.masking import (
     choose_cells,
     enlarge,
     gather_cells,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from litcam.callbacks import GradCAM
 from litcam.lightning_modules import MAE, Classifier
-from litcam.lightning_modules.sharding import find_units
+from litcam.lightning_modules.parallel.sharding import find_units
 
 # Trainer(precision="16-mixed") makes bfloat16 of it on a CPU.
 SCALED = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))

@@ -18,7 +18,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 from torch.nn import functional as F
 
-from litcam.lightning_modules.hiding import find_hiding
+from litcam.lightning_modules.masked.hiding import find_hiding
 
 ATTO = {"depths": (1, 2, 1, 1), "dims": (8, 16, 16, 24)}
 NETWORKS = {

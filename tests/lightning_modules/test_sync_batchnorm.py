@@ -11,7 +11,7 @@ from timm.layers import SyncBatchNormAct
 from torch import nn
 
 from litcam.lightning_modules import MAE, Classifier
-from litcam.lightning_modules.sync_batchnorm import TimmSyncBatchNorm
+from litcam.lightning_modules.parallel.sync_batchnorm import TimmSyncBatchNorm
 
 PAPER = [
     "mobilenetv3_large_100",

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from litcam.lightning_modules import MAE
-from litcam.lightning_modules.decoders import UNetDecoder
-from litcam.lightning_modules.hiding import finer_stages
-from litcam.lightning_modules.masking import patchify
+from litcam.lightning_modules.masked.decoders import UNetDecoder
+from litcam.lightning_modules.masked.hiding import finer_stages
+from litcam.lightning_modules.masked.masking import patchify
 
 RESNET = {"channels": (8, 16, 16, 24)}
 CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 64)}

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from litcam.files import replacing, write_whole
-from litcam.lightning_modules.sharding import whole_state
+from litcam.lightning_modules.parallel.sharding import whole_state
 
 __all__ = ["averaged", "describe_data", "read_facts", "save_encoder", "save_pretrained"]
 

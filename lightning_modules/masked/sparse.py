@@ -20,7 +20,7 @@ from timm.layers.grn import GlobalResponseNorm
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
-from litcam.lightning_modules.masking import enlarge
+from litcam.lightning_modules.masked.masking import enlarge
 
 __all__ = ["Hook", "VisiblePositions", "hooked", "is_convolutional", "sparse_hooks"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from litcam.lightning_modules.decoders.transformer import Decoder
-from litcam.lightning_modules.decoders.unet import WIDTHS, UNetDecoder
-from litcam.lightning_modules.masking import choose_cells
+from litcam.lightning_modules.masked.decoders.transformer import Decoder
+from litcam.lightning_modules.masked.decoders.unet import WIDTHS, UNetDecoder
+from litcam.lightning_modules.masked.masking import choose_cells
 
 __all__ = ["choose_size", "count_flops", "create_decoder"]
 

@@ -20,8 +20,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from litcam.lightning_modules.masking import enlarge, gather_cells, visible_map
-from litcam.lightning_modules.sparse import Hook, hooked, is_convolutional, sparse_hooks
+from litcam.lightning_modules.masked.masking import enlarge, gather_cells, visible_map
+from litcam.lightning_modules.masked.sparse import Hook, hooked, is_convolutional, sparse_hooks
 
 __all__ = [
     "DropTokens",

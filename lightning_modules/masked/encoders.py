@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from litcam.lightning_modules.backbones import create_backbone
-from litcam.lightning_modules.decoders import sincos_positions
+from litcam.lightning_modules.masked.decoders import sincos_positions
 
 __all__ = [
     "check_cells",

@@ -11,12 +11,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from litcam.lightning_modules.backbones import prefer_plain_attention
-from litcam.lightning_modules.checkpoints import averaged, describe_data
-from litcam.lightning_modules.finite import StepGuard, is_fused, is_sharded
-from litcam.lightning_modules.interruption import BuffersBefore, LateInterrupt
-from litcam.lightning_modules.pace import Pace
-from litcam.lightning_modules.sync_batchnorm import keep_activations
+from litcam.lightning_modules.parallel.sync_batchnorm import keep_activations
+from litcam.lightning_modules.steps.finite import StepGuard, is_fused, is_sharded
+from litcam.lightning_modules.steps.interruption import BuffersBefore, LateInterrupt
+from litcam.lightning_modules.steps.pace import Pace
 from litcam.lightning_modules.weights import read_normalisation, warn_of_normalisation
+from litcam.lightning_modules.weights.saving import averaged, describe_data
 
 __all__ = ["GuardedSteps", "run_seed"]
 

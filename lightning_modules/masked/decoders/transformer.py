@@ -4,7 +4,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from litcam.lightning_modules.masking import gather_cells
+from litcam.lightning_modules.masked.masking import gather_cells
 
 __all__ = ["Decoder", "sincos_positions"]
 

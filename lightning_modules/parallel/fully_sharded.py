@@ -18,14 +18,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from litcam.lightning_modules.sharding import (
+from litcam.lightning_modules.parallel.sharding import (
     divide,
     find_units,
     make_whole,
     own_tensor,
     whole_state,
 )
-from litcam.lightning_modules.sync_batchnorm import keep_activations
+from litcam.lightning_modules.parallel.sync_batchnorm import keep_activations
 
 __all__ = ["FullyShardedStrategy"]
 

@@ -8,8 +8,8 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from litcam.lightning_modules.masking import enlarge, gather_cells, patchify, visible_map
-from litcam.lightning_modules.sparse import VisiblePositions
+from litcam.lightning_modules.masked.masking import enlarge, gather_cells, patchify, visible_map
+from litcam.lightning_modules.masked.sparse import VisiblePositions
 
 __all__ = ["WIDTHS", "UNetDecoder"]
 

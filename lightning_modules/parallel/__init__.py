@@ -1,0 +1,1 @@
+"""Several processes: what they share, and what each keeps a part of."""
