@@ -169,7 +169,8 @@ def to_channels_last(backbone: nn.Module) -> None:
 def prefer_plain_attention(module: pl.LightningModule) -> None:
     """Have timm's attention written out on a CPU in bfloat16, where torch's backward of it is slow.
 
-    A training step of ViT-S takes 0.87 of the time (``python benchmarks/mae.py --precision bf16``).
+    A training step of ViT-S takes 0.87 of the time
+    (``python benchmarks/speed/mae.py --precision bf16``).
     """
     if module.device.type != "cpu" or not str(module.trainer.precision).startswith("bf16"):
         return

@@ -17,9 +17,9 @@ PEERS = ("lightly", "torchcam", "captum", "litdata", "webdataset")
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """They import each other by name, as `python benchmarks/cam.py` has it."""
+    """They import each other by name, as `python benchmarks/speed/cam.py` has it."""
     before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "speed"))
     yield
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
@@ -68,7 +68,7 @@ def test_it_says_where_there_is_no_gpu():
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["cam.py", "validation.py"])
 def test_a_wrong_device_is_one_line(script):
-    done = run(f"benchmarks/{script}", "--device", "cuda:3")
+    done = run(f"benchmarks/speed/{script}", "--device", "cuda:3")
     assert done.returncode == 2
     assert done.stderr.startswith("litcam: device 'cuda:3' is not here: there are 0 CUDA devices")
     assert done.stderr.count("\n") == 1

@@ -17,15 +17,15 @@ from litcam.datamodules.pixels.transforms import eval_transform
 from litcam.explain import DeletionInsertion, EnergyInside, PointingGame
 
 ROOT = Path(__file__).parents[2]
-BOXES = ROOT / "benchmarks" / "pets_boxes.csv"
+BOXES = ROOT / "benchmarks" / "maps" / "pets_boxes.csv"
 DATA = os.environ.get("LITCAM_TEST_DATA", "")
 photos = pytest.mark.skipif(not DATA, reason="LITCAM_TEST_DATA names no folder with pets/")
 
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """They import each other by name, as `python benchmarks/paper_table.py` has it."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    """They import each other by name, as `python benchmarks/maps/paper_table.py` has it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "maps"))
     import paper_numbers
     import paper_table
 

@@ -390,7 +390,7 @@ def test_nothing_is_left_over_after_many_rounds(search):
 
 @pytest.mark.parametrize("family", SMALL)
 def test_a_survey_is_of_two_images_and_the_last_layers(family):
-    """Which is what bounds its memory; `benchmarks/cam.py memory` measures it."""
+    """Which is what bounds its memory; `benchmarks/speed/cam.py memory` measures it."""
     network, seen = make(family), []
     body = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     forward = body.forward

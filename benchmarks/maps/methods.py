@@ -1,7 +1,7 @@
 """Which method? Deletion, insertion, ROAD and average drop of each, on real photos.
 
-    python benchmarks/methods.py PHOTOS tf_efficientnet_lite0=lite0.pth --photos 200
-    python benchmarks/methods.py PETS/val small_vit:trained --photos 200  # benchmarks/small_vit.py
+    python benchmarks/maps/methods.py PHOTOS tf_efficientnet_lite0=lite0.pth --photos 200
+    python benchmarks/maps/methods.py PETS/val small_vit:trained --photos 200  # small_vit.py
 
 PHOTOS is a folder with photos or class folders, of which every n-th photo is taken. Each map is of
 the predicted class. A figure is the mean over photos; in brackets, the 95 % interval of its

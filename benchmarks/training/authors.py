@@ -1,6 +1,6 @@
 """Loss and gradients of MAE and SimMIM beside the authors' own code, in float64.
 
-python benchmarks/authors.py --mae DIR --simmim DIR [--small]
+python benchmarks/training/authors.py --mae DIR --simmim DIR [--small]
 
 DIR is a checkout of facebookresearch/mae or microsoft/SimMIM. Both are run from their own sources,
 with what today's timm and NumPy no longer have put back.

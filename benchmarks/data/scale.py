@@ -1,7 +1,7 @@
 """ImageNet's size, and ten times that, without its pictures.
 
-    python benchmarks/scale.py tables      # memory, an epoch's start, a checkpoint's state
-    python benchmarks/scale.py cache       # 8 nodes x 8 GPUs x 12 workers on 24,000 chunks
+    python benchmarks/data/scale.py tables      # memory, an epoch's start, a checkpoint's state
+    python benchmarks/data/scale.py cache       # 8 nodes x 8 GPUs x 12 workers on 24,000 chunks
 
 ``tables`` makes up names, labels and places of 1.28 M and 14.2 M images (ImageNet and ImageNet-21k)
 in folders and in shards, and takes them through what a rank and a worker do with them but for the

@@ -77,4 +77,4 @@ def tell_peak(device: torch.device) -> str:
     if chip := chip_of(device):
         return f"peak of {chip.name}: {chip.flops / 1e12:.0f} TFLOP/s in dense bfloat16"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return f"peak of {name} not known: no shares (benchmarks/chips.py has the table)"
+    return f"peak of {name} not known: no shares (benchmarks/speed/chips.py has the table)"

@@ -1,7 +1,7 @@
 """Where the demo's network looks, with and without a cue beside the objects, and untrained.
 
-    python benchmarks/shortcut.py              # trains 3 seeds of each: half an hour on two cores
-    python benchmarks/shortcut.py --seeds 0
+    python benchmarks/maps/shortcut.py  # trains 3 seeds of each: half an hour on two cores
+    python benchmarks/maps/shortcut.py --seeds 0
 
 Trains `demo.yaml` from scratch on generated images, once as they are and once with a patch in the
 corner whose colour tells the class (`--data.shortcut true`, in the validation images too). The

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What pretraining brings: 10,000 unlabelled CIFAR-10 images, then 2,000 labels, beside the same
 # fine-tuning from scratch. The last line of each run tells its accuracy; runs lie in `runs/`.
-#     bash benchmarks/cifar10.sh DIR [SEED [DECODER_DIM DECODER_DEPTH]]
+#     bash benchmarks/data/cifar10.sh DIR [SEED [DECODER_DIM DECODER_DEPTH]]
 set -euo pipefail
 root=$1 seed=${2:-0} dim=${3:-64} depth=${4:-2}
 vit="patch_size: 4, embed_dim: 128, depth: 6, num_heads: 4"

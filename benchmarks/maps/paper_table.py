@@ -1,7 +1,7 @@
 """The paper's networks side by side: how right they are, and what their maps are worth.
 
-    python benchmarks/paper_table.py PETS/val runs/sweeps/seven_small/*/checkpoints/last.ckpt
-    python benchmarks/paper_table.py PETS/val resnet34 vit_base_patch16_224 … --pretrained
+    python benchmarks/maps/paper_table.py PETS/val runs/sweeps/seven_small/*/checkpoints/last.ckpt
+    python benchmarks/maps/paper_table.py PETS/val resnet34 vit_base_patch16_224 … --pretrained
 
 PETS/val has a folder for each class. Accuracy is over all of its photos: the likeliest of these
 classes, where a network of ImageNet takes its likeliest breed. Maps are Grad-CAM's of the true

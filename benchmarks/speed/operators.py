@@ -1,8 +1,8 @@
 """What a validation batch asks of a device, counted on a CPU: operators, operations and bytes.
 
-    python benchmarks/operators.py                       # ResNet-50 and ViT-B/16, for an H100
-    python benchmarks/operators.py --models swin_base_patch4_window7_224 --batch 256 --chip L4
-    python benchmarks/operators.py --host                # what the CPU does for a batch
+    python benchmarks/speed/operators.py                       # ResNet-50 and ViT-B/16, for an H100
+    python benchmarks/speed/operators.py --models swin_base_patch4_window7_224 --batch 256 --chip L4
+    python benchmarks/speed/operators.py --host                # what the CPU does for a batch
 
 It is arithmetic and no measurement. The last batch of a validation through Lightning, `bf16-mixed`,
 is counted at batches of four and eight images, and each operator carried on to `--batch` along the

@@ -1,9 +1,9 @@
 """What explaining a batch costs: litcam in the forward itself, and its peers beside it.
 
-    python benchmarks/cam.py                  # time and memory, all nine models, as a table
-    python benchmarks/cam.py resnet34 --rounds 3
-    python benchmarks/cam.py --device cuda --precision bf16 --batch 128
-    python benchmarks/cam.py vit_base_patch16_224 --methods gradcam legrad libragrad  # time alone
+    python benchmarks/speed/cam.py                  # time and memory, all nine models, as a table
+    python benchmarks/speed/cam.py resnet34 --rounds 3
+    python benchmarks/speed/cam.py --device cuda --precision bf16 --batch 128
+    python benchmarks/speed/cam.py vit_base_patch16_224 --methods gradcam legrad  # time alone
 
 All methods run in one process, interleaved, and the figures are medians of the rounds' ratios to
 the plain forward of the same round. Memory is the peak above the loaded model. On a CPU each method
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
     parser.add_argument("--precision", choices=("32-true", "bf16"), default="32-true")
     parser.add_argument("--methods", nargs="+", help="of litcam's own, instead of its peers")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/cam.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/speed/cam.json"))
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:

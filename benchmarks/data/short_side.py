@@ -1,7 +1,7 @@
 """What `litcam convert --short_side 256` changes for a network trained on whole photos.
 
     litcam convert DIR WHOLE && litcam convert DIR SMALL --short_side 256
-    python benchmarks/short_side.py WHOLE SMALL                # --weights FILE without a network
+    python benchmarks/data/short_side.py WHOLE SMALL  # --weights FILE without a network
 
 Photos of ImageNet's classes (folders named n01440764 and so on), a timm network, top-1 in per cent:
 on the crop of evaluation, and on the same random training crops (8 to 100 % of the area) of both,

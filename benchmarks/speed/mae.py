@@ -1,8 +1,8 @@
 """What a training step of a masked autoencoder costs: litcam beside lightly, ViT-S/16 at 224.
 
-    python benchmarks/mae.py                  # seconds and ratios to lightly, as a table
-    python benchmarks/mae.py --precision bf16 --rounds 9
-    python benchmarks/mae.py --device cuda --precision bf16 --batch 256
+    python benchmarks/speed/mae.py                  # seconds and ratios to lightly, as a table
+    python benchmarks/speed/mae.py --precision bf16 --rounds 9
+    python benchmarks/speed/mae.py --device cuda --precision bf16 --batch 256
 
 lightly's MAE is put together from its timm modules as in its examples, with the decoder of the
 paper (512 wide, 8 blocks, 16 heads) and their plain AdamW. Before anything is timed, its weights

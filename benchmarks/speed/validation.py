@@ -1,10 +1,10 @@
 """What explaining a whole validation costs, through Lightning: litcam beside a second pass.
 
-    python benchmarks/validation.py                         # ResNet-34 and Swin-B, as a table
-    python benchmarks/validation.py --models resnet34 vit_base_patch16_224 --rounds 3
-    python benchmarks/validation.py --device cuda --precision bf16 --batch 128 --without_peers
-    python benchmarks/validation.py --compile --without_peers   # beside a compiled validation
-    python benchmarks/validation.py --work --threads 1  # a CPU's work, where others use it too
+    python benchmarks/speed/validation.py                         # ResNet-34 and Swin-B, as a table
+    python benchmarks/speed/validation.py --models resnet34 vit_base_patch16_224 --rounds 3
+    python benchmarks/speed/validation.py --device cuda --precision bf16 --batch 128 --without_peers
+    python benchmarks/speed/validation.py --compile --without_peers   # beside a compiled validation
+    python benchmarks/speed/validation.py --work --threads 1  # work of a CPU that is shared
 
 Images, labels and masks lie in the device's memory, so that loading costs next to nothing. Every
 way validates all of them; times are of `trainer.validate`, with what a callback computes, draws and
@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="such as cpu, cuda or cuda:1")
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true")
     parser.add_argument("--compile", action="store_true", help="the network by torch.compile")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/validation.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/speed/validation.json"))
     parser.add_argument("--without_peers", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=WAYS[1:], help="these alone, beside plain")
     parser.add_argument("--work", action="store_true", help="the process's time, not the clock's")

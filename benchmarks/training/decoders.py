@@ -1,6 +1,6 @@
 """Which decoder teaches a CNN more at equal compute: a UNet over its stages, or a transformer.
 
-    python benchmarks/decoders.py CIFAR10 [--seeds 3] [--epochs 8]
+    python benchmarks/training/decoders.py CIFAR10 [--seeds 3] [--epochs 8]
 
 CIFAR-10 as folders. A small ResNet is pretrained without labels once with each decoder, for as many
 floating-point operations (those of ``--epochs`` with the transformer), and then learns 100 labels a

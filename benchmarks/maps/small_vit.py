@@ -1,6 +1,6 @@
-"""A small ViT that knows cats from dogs, made in minutes on one core: for benchmarks/methods.py.
+"""A small ViT that knows cats from dogs, made in minutes on one core: for methods.py.
 
-    python benchmarks/small_vit.py PETS WEIGHTS --out small_vit.pth
+    python benchmarks/maps/small_vit.py PETS WEIGHTS --out small_vit.pth
 
 Four blocks of a ViT with a class token (192 wide, 3 heads, 14x14 tokens) on the features, at stride
 16, of an EfficientNet-Lite0 that knows ImageNet and is not trained further: timm's hybrid ViT, the

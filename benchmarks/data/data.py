@@ -1,7 +1,7 @@
 """What a training image costs on its way from the disk: litcam beside the usual loaders, at 224.
 
-    python benchmarks/data.py DIR                      # DIR/<class>/<photo>, or DIR/train/…
-    litcam convert DIR SHARDS && python benchmarks/data.py DIR --shards SHARDS
+    python benchmarks/data/data.py DIR                      # DIR/<class>/<photo>, or DIR/train/…
+    litcam convert DIR SHARDS && python benchmarks/data/data.py DIR --shards SHARDS
 
 All make the same: batches of 64 random resized crops, bicubic, half of them mirrored, normalised
 float32. The peers' workers send floats; litcam's send uint8 and the device normalises: the CPU
