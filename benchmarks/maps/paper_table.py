@@ -7,6 +7,7 @@ PETS/val has a folder for each class. Accuracy is over all of its photos: the li
 classes, where a network of ImageNet takes its likeliest breed. Maps are Grad-CAM's of the true
 class, on the photos of `--boxes`. Networks under `--beside` are in the tables, but of no family.
 What each network gave is kept in `--out` and made once; other boxes or steps want another folder.
+Runs of a sweep whose folders differ in `seed=N` alone are seeds of one network.
 With `--page` the tables go into a document, between `<!-- seven -->` and `<!-- /seven -->`;
 `paper_numbers.py` says what they hold.
 """
@@ -241,6 +242,8 @@ def find(word: str, boxes: Boxes, options: Any) -> Found:
         model = load_model(word, pretrained=options.pretrained)
         found = measure(model, options.folder, boxes, options.steps)
         write_whole(kept, json.dumps(asdict(found)))
+    # Runs of a sweep lie in folders such as `seed=0,config=resnet34`.
+    found = replace(found, run=re.sub(r"\bseed=\d+,?", "", word))
     return replace(found, family="beside") if word in options.beside else found
 
 
