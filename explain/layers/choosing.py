@@ -39,10 +39,14 @@ class Chooser:
         candidates: in the order in which they were completed, outputs in the graph of `logits`.
         logits: `(batch, num_classes)`.
         network: what `candidates` are parts of.
+        images: `(batch, 3, height, width)`, that it was asked about.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], logits: Tensor, network: nn.Module) -> None:
+    def __init__(
+        self, candidates: Sequence[Candidate], logits: Tensor, network: nn.Module, images: Tensor
+    ) -> None:
         self.candidates, self.logits, self.network = candidates, logits, network
+        self._size = images.shape[-2:]
         self._ones = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
         self._nodes: dict[str, set[Node]] = {}
         self._beside: dict[str, list[Candidate]] = {}
@@ -115,12 +119,25 @@ class Chooser:
                     f"{name} decides by several feature maps side by side, and none shows it all: "
                     f"{', '.join(ways)}; pass one of them as target_layer"
                 )
+        if self._ends_as_one:
+            height, width = self._size
+            return (
+                f"{name} makes a single position of images of {height}x{width}, which is no map, "
+                "and nothing before it decides by itself at more than one; give larger images "
+                f"(--data.image_size {2 * max(height, width)}), or pass target_layer"
+            )
         last = self.candidates[-6:]
         seen = "; ".join(f"{c.name} {c.layout.grid}: {c.refusal}" for c in last)
         return (
             f"no layer of {name} can be explained, pass target_layer "
             f"(seen: {seen or 'no feature map at all'})"
         )
+
+    @property
+    def _ends_as_one(self) -> bool:
+        """Whether the last stage of a timm network is a single position for images like these."""
+        infos: list[Any] = [getattr(m, "feature_info", None) for _, m in timm_models(self.network)]
+        return any(info and info[-1]["reduction"] >= max(self._size) for info in infos)
 
     def _describe(self, chosen: Candidate) -> str:
         later = self.candidates[self.candidates.index(chosen) + 1 :]
@@ -130,6 +147,8 @@ class Chooser:
             if chosen.name in _last_stages(self.network):
                 return "the last block of patch tokens, which the class token then gathers"
             return "after it only the class token reaches the logits"
+        if self._ends_as_one:
+            return "the last feature map of more than one position: the images are small"
         if any(self._beside.get(c.name) for c in later):
             return "the last feature map before the ways from it to the logits part"
         if any("more than once" in c.refusal for c in later):

@@ -158,7 +158,7 @@ class _Survey:
         # Also while it chooses: gradient checkpointing runs part of it again and compares.
         with torch.set_grad_enabled(self.early), frozen(find_trained(self.network)):
             candidates, logits = self._record(kept)
-            layer = Chooser(candidates, logits, self.network).choose()
+            layer = Chooser(candidates, logits, self.network, self.call.images).choose()
         self._refuse_early(layer.name, seen)
         return layer
 

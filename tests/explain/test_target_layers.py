@@ -186,6 +186,20 @@ def test_a_network_without_a_feature_map():
         find_target_layer(network, torch.randn(2, 3, 16, 16))
 
 
+def test_images_so_small_that_a_network_ends_as_one_position():
+    """Its residual branches begin at zero; then nothing before sees more than one position."""
+    network = timm.create_model("resnet18", num_classes=10).eval()
+    said = "a single position of images of 32x32, .* give larger images .*_size 64"
+    with pytest.raises(ValueError, match=said):
+        find_target_layer(network, torch.randn(2, 3, 32, 32))
+    network = timm.create_model("resnet18", num_classes=10, zero_init_last=False).eval()
+    layer = find_target_layer(network, torch.randn(2, 3, 32, 32))
+    assert (layer.name, layer.grid) == ("layer3", (2, 2))
+    assert layer.reason == "the last feature map of more than one position: the images are small"
+    larger = find_target_layer(network, torch.randn(2, 3, 33, 33))
+    assert (larger.name, larger.reason) == ("layer4", "the last feature map, before pooling")
+
+
 def test_images_that_are_none():
     network = nn.Sequential(nn.Linear(8, 5))
     with pytest.raises(ValueError, match=r"\(batch, channels, height, width\)"):
