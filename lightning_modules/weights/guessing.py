@@ -17,10 +17,12 @@ MARKS = {
     "stages.0.blocks.0.conv_dw.weight": "convnext",
     "s1.b1.conv1.conv.weight": "regnet",
     "layer1.0.conv1.weight": "resnet",
-    "blocks.1.0.conv_pw.weight": "efficientnet mobilenetv3",
+    "bn2.weight": "efficientnet",
+    "blocks.1.0.conv_pw.weight": "mobilenetv3",
     "features.0.weight": "vgg",
     "features.conv0.weight": "densenet",
 }
+USUAL = ("deit_", "efficientnet_b", "tf_efficientnet_lite", "vit_base_", "vit_small_", "vit_tiny_")
 SECONDS = 3.0  # that a refusal may take to be helpful
 
 
@@ -32,12 +34,13 @@ def guess_architecture(tensors: Mapping[str, Tensor], heads: tuple[str, ...], as
         heads: What names of the head begin with.
         asked: timm's name of the network they do not fit; similar ones are tried first.
     """
-    modules = next((modules for mark, modules in MARKS.items() if mark in tensors), "").split()
-    names = [name for module in modules for name in timm.list_models(module=module)]
+    module = next((module for mark, module in MARKS.items() if mark in tensors), None)
+    names = timm.list_models(module=module) if module else []
     given = _shapes(tensors, heads)
     begun = time.monotonic()
-    # Then short ones, which plain networks have.
-    near = dict.fromkeys([*get_close_matches(asked, names, 10, 0.8), *sorted(names, key=len)])
+    # Then those that are asked for most, and short ones, which plain networks have.
+    usual = sorted(names, key=lambda name: (not name.startswith(USUAL), len(name)))
+    near = dict.fromkeys([*get_close_matches(asked, names, 10, 0.8), *usual])
     for name in near:
         if time.monotonic() - begun > SECONDS:
             break

@@ -194,7 +194,9 @@ def test_widths_that_differ_are_no_twins(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "asked"), [("resnet18", "resnet34"), ("deit_tiny_patch16_224", "resnet18"),
-                    ("vit_small_patch16_224", "vit_tiny_patch16_224"), ("regnety_002", "vgg11")]
+                    ("vit_small_patch16_224", "vit_tiny_patch16_224"), ("regnety_002", "vgg11"),
+                    ("mobilenetv3_small_100", "tf_efficientnet_lite0"),
+                    ("efficientnet_b0", "mobilenetv3_large_100")]
 )  # fmt: skip
 def test_another_networks_weights_are_refused_with_the_network_they_fit(
     made, asked, tmp_path, monkeypatch
