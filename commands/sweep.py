@@ -47,6 +47,7 @@ Options
   --page P    put table and effects into the Markdown page P as well, between its lines
               `<!-- NAME_OF_FILE -->` and `<!-- /NAME_OF_FILE -->`
   --metric M  compare this metric instead of the file's, such as val/loss
+  --epochs E …  show it after these epochs as well, counted from 0
   Others are `litcam fit`'s, for every arm; they win over the values in FILE."""
 
 
@@ -67,6 +68,7 @@ def sweep(args: Sequence[str]) -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--metric")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[])
     options, extra = parser.parse_known_args(list(args))
     if options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
@@ -82,7 +84,7 @@ def sweep(args: Sequence[str]) -> None:
                 _run(arms, described, folder, options.jobs)
             elif not any(arm.read()["state"] == "finished" for arm in arms):
                 raise ValueError(f"folder {folder} holds no finished run of {file}; run it first")
-            results = Results(described, arms, options.metric)
+            results = Results(described, arms, options.metric, options.epochs)
             print(_tell(results, folder, file))
             if options.page and results.measured:  # else what the page holds is the better
                 fill_in(options.page, file.stem, f"{results.text()}\n{results.cost()}")

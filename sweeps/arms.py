@@ -56,6 +56,12 @@ class Arm:
         values = (_number(row.get(metric)) for row in read_rows(self.folder / "metrics.csv"))
         return [value for value in values if value is not None]
 
+    def after_epochs(self, metric: str) -> dict[int, float]:
+        """The metric's last value of each epoch that has one, counted from 0."""
+        rows = read_rows(self.folder / "metrics.csv")
+        pairs = ((_number(row.get("epoch")), _number(row.get(metric))) for row in rows)
+        return {int(e): value for e, value in pairs if e is not None and value is not None}
+
     def metrics(self) -> list[str]:
         """The names of what it measured."""
         names = (name for row in read_rows(self.folder / "metrics.csv") for name in row)

@@ -75,10 +75,18 @@ class Results:
         sweep: tells the metric and what is varied.
         arms: all of them; what was not trained to its end is left out of every mean.
         metric: another one that they measured.
+        epochs: after which it is shown as well, counted from 0.
     """
 
-    def __init__(self, sweep: Sweep, arms: Sequence[Arm], metric: str | None = None) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        arms: Sequence[Arm],
+        metric: str | None = None,
+        epochs: Sequence[int] = (),
+    ) -> None:
         self.sweep, self.arms, self.metric = sweep, arms, metric or sweep.metric
+        self.epochs = list(dict.fromkeys(epochs))
         self.measured: dict[str, float] = {}
         for arm in arms:
             if arm.read()["state"] == "finished" and (measured := arm.history(self.metric)):
@@ -91,15 +99,20 @@ class Results:
         largest = max((abs(value) for value in self.measured.values()), default=1.0)
         return 4 if largest <= 1.5 else 2
 
-    def settings(self) -> list[Setting]:
-        """Every setting that has a result, in the order of the arms."""
+    def settings(self, measured: Mapping[str, float] | None = None) -> list[Setting]:
+        """Every setting that has a result, in the order of the arms.
+
+        Args:
+            measured: of each arm by its name; by default the metric's last value.
+        """
+        measured = self.measured if measured is None else measured
         found: dict[str, tuple[dict[str, Any], list[float]]] = {}
         for arm in self.arms:
-            if arm.name in self.measured:
+            if arm.name in measured:
                 values = {name: arm.values[name] for name in self.varied}
                 own = found.setdefault(repr(values), (values, []))
-                own[1].append(self.measured[arm.name])
-        return [Setting(values, measured) for values, measured in found.values()]
+                own[1].append(measured[arm.name])
+        return [Setting(values, own) for values, own in found.values()]
 
     def effects(self) -> list[Effect]:
         """What each value of each parameter changes, in pairs."""
@@ -128,8 +141,10 @@ class Results:
 
     def text(self) -> str:
         """Table and effects in Markdown."""
-        effects = [f"* {line}" for line in self.said()]
-        return "\n".join([self.table(), *([""] if effects else []), *effects, ""])
+        effects = "\n".join(f"* {line}" for line in self.said())
+        return (
+            "\n\n".join(part for part in (self.table(), self.over_epochs(), effects) if part) + "\n"
+        )
 
     def cost(self) -> str:
         """How many runs there are and how long they took."""
@@ -150,6 +165,34 @@ class Results:
             values = [label(value) for value in each.values.values()]
             rows.append([*values, mean, spread, str(len(each.measured))])
         lines = [heads, ["---"] * len(heads), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def over_epochs(self) -> str:
+        """The settings after each of `epochs` as a Markdown table; "" without epochs.
+
+        Raises:
+            ValueError: an arm has no value of one of them.
+        """
+        if not self.epochs:
+            return ""
+        known = {
+            arm.name: arm.after_epochs(self.metric)
+            for arm in self.arms
+            if arm.name in self.measured
+        }
+        rows: dict[str, list[str]] = {}
+        for epoch in self.epochs:
+            if missing := next((name for name, own in known.items() if epoch not in own), None):
+                drawn = ", ".join(map(str, list(known[missing])[:10])) or "none"
+                raise ValueError(
+                    f"{missing} has no {self.metric} after epoch {epoch}, but after {drawn}"
+                )
+            for each in self.settings({name: own[epoch] for name, own in known.items()}):
+                half = interval(each.measured)
+                spread = "" if half is None else f" ± {half:.{self.digits}f}"
+                rows.setdefault(each.name, []).append(f"{each.mean:.{self.digits}f}{spread}")
+        heads = [self.metric, *(f"after epoch {epoch}" for epoch in self.epochs)]
+        lines = [heads, ["---"] * len(heads), *([name, *cells] for name, cells in rows.items())]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def rows(self) -> str:

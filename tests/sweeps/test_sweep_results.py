@@ -51,6 +51,20 @@ def test_each_setting_over_its_seeds(made):
         assert interval(each.measured) == pytest.approx((high - low) / 2)
 
 
+def test_each_setting_after_some_epochs(made):
+    table = Results(*made, epochs=[1, 0, 0]).over_epochs().splitlines()
+    assert table[0] == "| val/acc1 | after epoch 1 | after epoch 0 |"
+    values = [measure(0.1, 0.0, seed) for seed in range(3)]
+    half = interval(values)
+    assert (
+        table[2]
+        == f"| lr 0.1, drop_rate 0.0 | {np.mean(values):.4f} ± {half:.4f} | 0.1000 ± 0.0000 |"
+    )
+    assert len(table) == 2 + 6
+    with pytest.raises(ValueError, match="seed=0 has no val/acc1 after epoch 5, but after 0, 1"):
+        Results(*made, epochs=[5]).text()
+
+
 def test_effects_are_paired(made):
     effects = {(each.parameter, each.value): each for each in Results(*made).effects()}
     dropped = effects["model.drop_rate", 0.5]
