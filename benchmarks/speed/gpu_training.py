@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from chips import count_flops, tell_speed
-from gpu import PRECISION, Plan, Report
+from gpu_plan import PRECISION, Plan, Report
 from timing import Stopwatch
 
 from litcam.callbacks import GradCAM

@@ -28,7 +28,7 @@ import lightning.pytorch as pl
 import timm
 import torch
 from chips import CHIPS, Chip
-from gpu import PRECISION, WAYS
+from gpu_plan import PRECISION, WAYS
 from timing import measure
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -75,7 +75,7 @@ def test_a_wrong_device_is_one_line(script):
 
 
 def test_a_part_that_fails_is_a_row_and_the_rest_goes_on(scripts, capsys):
-    from gpu import Report
+    from gpu_plan import Report
 
     report = Report()
     report.table("Title", "a", "b")
@@ -153,7 +153,7 @@ def test_events_on_cuda(scripts, monkeypatch):
 
 
 def test_waits_are_counted_by_kind_and_line(scripts, capsys):
-    from gpu import Report
+    from gpu_plan import Report
     from gpu_training import SYNC, Waits, tell_waits
 
     log = []
