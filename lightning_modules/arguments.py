@@ -22,6 +22,10 @@ _RULES: dict[str, Rule] = {
     ),
     "decoder_depth": ("at least 0", lambda value: value is None or value >= 0),
     "loss": ("l2 or l1", lambda value: value in ("l2", "l1")),
+    "linear_probe": (
+        "true, false or batchnorm",
+        lambda value: value in (False, True, "batchnorm"),
+    ),
     "lr": ("positive", lambda value: value > 0),
     "weight_decay": ("at least 0", lambda value: value >= 0),
     "weight_decay_end": ("at least 0", lambda value: value is None or value >= 0),

@@ -20,7 +20,6 @@ from litcam.lightning_modules.hub import no_waiting_for_the_hub
 __all__ = [
     "classifier_names",
     "create_backbone",
-    "freeze_all_but_head",
     "freeze_modules",
     "has_pretrained_head",
     "prefer_plain_attention",
@@ -139,21 +138,6 @@ def start_near_zero(backbone: nn.Module) -> None:
         head = backbone.get_submodule(name)
         for key, parameter in head.named_parameters():
             parameter.zero_() if key.endswith("bias") else nn.init.normal_(parameter, std=0.01)
-
-
-def freeze_all_but_head(backbone: nn.Module) -> list[nn.Module]:
-    """Give the backbone a fresh head and freeze the rest; return the modules to keep in eval mode.
-
-    A linear probe on features that stand still: no dropout and no BatchNorm update before the head.
-    """
-    model: Any = backbone.requires_grad_(False)
-    model.reset_classifier(model.num_classes)
-    start_near_zero(model)
-    found = model.get_classifier()
-    heads = found if isinstance(found, tuple) else (found,)
-    kept = {part for head in heads for part in head.requires_grad_(True).modules()}
-    # A module around the head keeps training: eval() on it would reach the head inside.
-    return [module for module in backbone.modules() if not kept & set(module.modules())]
 
 
 def to_channels_last(backbone: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """A classifier over any timm backbone, with the usual recipe for fine-tuning it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from litcam.lightning_modules import optim
 from litcam.lightning_modules.arguments import check_arguments
 from litcam.lightning_modules.backbones import (
     create_backbone,
-    freeze_all_but_head,
     freeze_modules,
     has_pretrained_head,
     start_near_zero,
@@ -24,6 +23,7 @@ from litcam.lightning_modules.backbones import (
     warn_of_class_order,
     warn_of_layer_decay,
 )
+from litcam.lightning_modules.probing import freeze_all_but_head
 from litcam.lightning_modules.steps import GuardedSteps
 from litcam.lightning_modules.weights import load_weights
 
@@ -50,7 +50,8 @@ class Classifier(GuardedSteps):
         backbone_args: further arguments of ``timm.create_model``, such as ``img_size``.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth; not every CNN has it.
-        linear_probe: train nothing but a fresh head.
+        linear_probe: train nothing but a fresh head; ``batchnorm`` standardises what it gets, as
+            MAE's probe does.
         freeze: modules or parameters of the backbone that are not trained, such as ``layer1``;
             their BatchNorm statistics and dropout stand still as well.
         norm_eval: keep BatchNorm in eval mode while training, on the means and variances of the
@@ -97,7 +98,7 @@ class Classifier(GuardedSteps):
         backbone_args: dict[str, Any] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        linear_probe: bool = False,
+        linear_probe: bool | Literal["batchnorm"] = False,
         freeze: list[str] | None = None,
         norm_eval: bool = False,
         optimizer: str = "adamw",
@@ -141,8 +142,9 @@ class Classifier(GuardedSteps):
         self.num_classes = num_classes
         self._frozen = freeze_modules(self.backbone, freeze or [])
         if linear_probe:
-            self._frozen += freeze_all_but_head(self.backbone)
-        if norm_eval:
+            standardised = linear_probe == "batchnorm"
+            self._frozen += freeze_all_but_head(self.backbone, standardised=standardised)
+        elif norm_eval:
             self._frozen += [m for m in self.backbone.modules() if isinstance(m, _BatchNorm)]
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise ValueError(f"freeze={freeze} leaves nothing to train; name fewer modules")

@@ -13,6 +13,7 @@ from torch import nn
 from litcam.datamodules.files import read_whole
 from litcam.lightning_modules.backbones import create_backbone
 from litcam.lightning_modules.masked.encoders import create_encoder
+from litcam.lightning_modules.probing import plain_heads
 from litcam.lightning_modules.weights import load_weights
 from litcam.lightning_modules.weights.saving import read_facts
 
@@ -71,7 +72,7 @@ def _make_classifier(stored: dict[str, Any], options: dict[str, Any]) -> Stored:
         for key, value in stored["state_dict"].items()
         if key.startswith("backbone.")
     }
-    network.load_state_dict(weights)
+    network.load_state_dict(plain_heads(weights))
     return Stored(
         network.eval(),
         name,

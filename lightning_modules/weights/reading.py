@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from litcam.lightning_modules.probing import plain_heads
 from litcam.lightning_modules.weights.size import check_size
 
 __all__ = ["StateDict", "read_state_dicts"]
@@ -121,7 +122,7 @@ def _walk(loaded: Any, place: str = "") -> Iterator[StateDict]:
     """State dicts in a checkpoint, but those of optimisers."""
     if not isinstance(loaded, dict):
         return
-    yield StateDict(_flat(loaded), place)
+    yield StateDict(plain_heads(_flat(loaded)), place)
     for key, value in loaded.items():
         if isinstance(key, str) and not key.startswith("optimizer"):
             yield from _walk(value, f"{place}.{key}" if place else key)

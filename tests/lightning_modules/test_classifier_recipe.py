@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from test_classifier import Data, make, trainer
 from timm.models import save_for_hf
+from torch import nn
 
+from litcam.commands.explaining.models import load_model
 from litcam.lightning_modules import Classifier
+from litcam.lightning_modules.probing import StandardisedLinear, plain_heads
 from litcam.lightning_modules.weights.saving import save_encoder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -40,6 +43,57 @@ def test_a_linear_probe_sees_the_same_features_twice():
     assert torch.equal(probe(images), probe(images))
     tuned = Classifier("mobilenetv3_small_050", 4, drop_rate=0.5).train()
     assert not torch.equal(tuned(images), tuned(images))
+
+
+def test_a_standardised_probe_is_a_batchnorm_without_parameters_and_a_linear_layer():
+    """In training and evaluation, as MAE's authors build it."""
+    ours = StandardisedLinear(6, 3)
+    theirs = nn.Sequential(nn.BatchNorm1d(6, eps=1e-6, affine=False), nn.Linear(6, 3))
+    theirs[1].load_state_dict({"weight": ours.weight.detach(), "bias": ours.bias.detach()})
+    for mode in (True, True, False):
+        features = 5 + 3 * torch.randn(16, 6)
+        found = [head.train(mode)(features) for head in (ours, theirs)]
+        assert torch.equal(*found)
+        for head, scores in zip((ours, theirs), found, strict=True):
+            head.zero_grad()
+            scores.square().sum().backward()
+        assert torch.equal(ours.weight.grad, theirs[1].weight.grad)
+    plain = nn.Linear(6, 3)
+    plain.load_state_dict(plain_heads(ours.state_dict()))
+    torch.testing.assert_close(plain(features), found[0])
+
+
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+def test_what_a_standardised_probe_leaves_is_a_plain_network(family, tmp_path):
+    module = make(family, linear_probe="batchnorm", optimizer="lars", weight_decay=0.0)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    run = trainer()
+    run.fit(module, Data())
+    run.save_checkpoint(file := tmp_path / "last.ckpt")
+    head = module.backbone.pretrained_cfg["classifier"]
+    moved = {key for key, value in module.backbone.state_dict().items()
+             if not value.equal(before[f"backbone.{key}"])}  # fmt: skip
+    norm = {f"{head}.probe_norm.{name}" for name in
+            ("running_mean", "running_var", "num_batches_tracked")}  # fmt: skip
+    assert moved == {f"{head}.weight", f"{head}.bias", *norm}
+    images = next(iter(Data().val_dataloader()))["image"]
+    with torch.no_grad():
+        expected = module.eval()(images)
+        stored = load_model(str(file), pretrained=False)
+        assert not any("probe_norm" in key for key in stored.network.state_dict())
+        torch.testing.assert_close(stored.network(images), expected)
+        again = Classifier.load_from_checkpoint(file).eval()
+        assert torch.equal(again(images), expected)
+        tuned = make(family, weights=str(file)).eval()
+        torch.testing.assert_close(tuned(images), expected)
+
+
+def test_a_probe_that_cannot_be_standardised_is_one_line():
+    said = "needs a linear head, and ResNetV2.head.fc is Conv2d; take linear_probe=True"
+    with pytest.raises(ValueError, match=said):
+        Classifier("resnetv2_18", 4, linear_probe="batchnorm")
+    with pytest.raises(ValueError, match="linear_probe must be true, false or batchnorm, got 'bn'"):
+        Classifier("resnet10t", 4, linear_probe="bn")
 
 
 @pytest.mark.parametrize("norm_eval", [True, False])
