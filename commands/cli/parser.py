@@ -134,6 +134,8 @@ def _rest(message: str) -> str:
     kept = [line for line in lines if not line.startswith("Problem with given")]
     said = "; ".join(dict.fromkeys(line.partition(". Got value")[0] for line in kept if line))
     said = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said).replace("Expected a ", "expected ")
+    said = re.sub(r"typing\.Literal\[(.+?)\]", lambda found: found[1].replace(", ", " or "), said)
+    said = said.replace("; expected ", " or ")  # kinds that it may be of
     given = "" if value is None or said.endswith(value) else f", got {value}"
     # The class says what the option's name already says.
     place = ".".join(

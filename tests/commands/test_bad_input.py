@@ -80,6 +80,10 @@ def refuse(photos, capsys):
         (["--data.root", "photos", "--model.lrr", "3"], ["--model", "'lrr'", "lr"]),
         (["--data.root", "photos", "--data.rot", "3"], ["'rot'", "mean root"]),
         (["--data.root", "photos", "--model.lr", "abc"], ["--model.lr: expected float, got abc"]),
+        (
+            ["--data.root", "photos", "--model.linear_probe", "bn"],
+            ["--model.linear_probe: expected bool or 'batchnorm', got bn"],
+        ),
         (["--data.root", "photos", "--data.batch_size", "0"], ["batch_size must be at least 1"]),
         (["--data.root", "photos", "--trainer.max_epochs", "abc"], ["max_epochs: expected int"]),
         (["--data.root", "photos", "--trainer.max_epochz", "3"], ["mean --trainer.max_epochs"]),
