@@ -68,12 +68,17 @@ def plain_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     >>> sorted(plain_heads(head.state_dict()))
     ['bias', 'weight']
     """
-    plain = {key: value for key, value in tensors.items() if f"{NORM}." not in key}
-    for key, mean in tensors.items():
-        if key.endswith(f"{NORM}.running_mean"):
-            head = key.removesuffix(f"{NORM}.running_mean")
-            variance = tensors[f"{head}{NORM}.running_var"]
-            weight = tensors[f"{head}weight"] / torch.sqrt(variance + EPSILON)
-            plain[f"{head}weight"] = weight
-            plain[f"{head}bias"] = tensors[f"{head}bias"] - weight @ mean
+    plain = dict(tensors)
+    for key in tensors:
+        head, found, rest = key.partition(f"{NORM}.running_mean")
+        names = [f"{head}{name}" for name in ("weight", "bias", f"{NORM}.running_var")]
+        # One that is not whole stays as it is, and is refused as what it is.
+        if not found or rest or not all(name in tensors for name in names):
+            continue
+        weight, bias, variance = (tensors[name] for name in names)
+        if weight.ndim == 2 and weight.shape[1:] == tensors[key].shape == variance.shape:
+            plain[names[0]] = weight / torch.sqrt(variance + EPSILON)
+            plain[names[1]] = bias - plain[names[0]] @ tensors[key]
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                plain.pop(f"{head}{NORM}.{name}", None)
     return plain

@@ -137,7 +137,7 @@ class Chooser:
     def _ends_as_one(self) -> bool:
         """Whether the last stage of a timm network is a single position for images like these."""
         infos: list[Any] = [getattr(m, "feature_info", None) for _, m in timm_models(self.network)]
-        return any(info and info[-1]["reduction"] >= max(self._size) for info in infos)
+        return any(info and info[-1].get("reduction", 0) >= max(self._size) for info in infos)
 
     def _describe(self, chosen: Candidate) -> str:
         later = self.candidates[self.candidates.index(chosen) + 1 :]
