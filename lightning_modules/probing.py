@@ -69,16 +69,18 @@ def plain_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     ['bias', 'weight']
     """
     plain = dict(tensors)
-    for key in tensors:
-        head, found, rest = key.partition(f"{NORM}.running_mean")
-        names = [f"{head}{name}" for name in ("weight", "bias", f"{NORM}.running_var")]
-        # One that is not whole stays as it is, and is refused as what it is.
-        if not found or rest or not all(name in tensors for name in names):
+    for key, mean in tensors.items():
+        if not key.endswith(f"{NORM}.running_mean"):
             continue
-        weight, bias, variance = (tensors[name] for name in names)
-        if weight.ndim == 2 and weight.shape[1:] == tensors[key].shape == variance.shape:
-            plain[names[0]] = weight / torch.sqrt(variance + EPSILON)
-            plain[names[1]] = bias - plain[names[0]] @ tensors[key]
+        head = key.removesuffix(f"{NORM}.running_mean")
+        parts = (tensors.get(f"{head}{name}") for name in ("weight", "bias", f"{NORM}.running_var"))
+        weight, bias, variance = parts
+        # One that is not whole stays as it is, and is refused as what it is.
+        if weight is None or bias is None or variance is None:
+            continue
+        if weight.ndim == 2 and weight.shape[1:] == mean.shape == variance.shape:
+            scaled = weight / torch.sqrt(variance + EPSILON)
+            plain |= {f"{head}weight": scaled, f"{head}bias": bias - scaled @ mean}
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 plain.pop(f"{head}{NORM}.{name}", None)
     return plain

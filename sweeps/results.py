@@ -164,8 +164,7 @@ class Results:
             spread = "" if half is None else f"± {half:.{self.digits}f}"
             values = [label(value) for value in each.values.values()]
             rows.append([*values, mean, spread, str(len(each.measured))])
-        lines = [heads, ["---"] * len(heads), *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return _markdown(heads, rows)
 
     def over_epochs(self) -> str:
         """The settings after each of `epochs` as a Markdown table; "" without epochs.
@@ -192,8 +191,7 @@ class Results:
                 spread = "" if half is None else f" ± {half:.{self.digits}f}"
                 rows.setdefault(each.name, []).append(f"{each.mean:.{self.digits}f}{spread}")
         heads = [self.metric, *(f"after epoch {epoch}" for epoch in self.epochs)]
-        lines = [heads, ["---"] * len(heads), *([name, *cells] for name, cells in rows.items())]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return _markdown(heads, [[name, *cells] for name, cells in rows.items()])
 
     def rows(self) -> str:
         """Every arm as a row of a CSV table: values, state, seconds, each metric's last value."""
@@ -207,6 +205,11 @@ class Results:
             cells = [str(value[0]) if value else "" for value in last]
             writer.writerow([*values, known["state"], known["seconds"], *cells])
         return text.getvalue()
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def interval(values: Sequence[float]) -> float | None:

@@ -136,8 +136,8 @@ class Chooser:
     @property
     def _ends_as_one(self) -> bool:
         """Whether the last stage of a timm network is a single position for images like these."""
-        infos: list[Any] = [getattr(m, "feature_info", None) for _, m in timm_models(self.network)]
-        return any(info and info[-1].get("reduction", 0) >= max(self._size) for info in infos)
+        strides = (stage.get("reduction", 0) for stage in _last_stages(self.network).values())
+        return max(strides, default=0) >= max(self._size)
 
     def _describe(self, chosen: Candidate) -> str:
         later = self.candidates[self.candidates.index(chosen) + 1 :]
@@ -207,14 +207,14 @@ def _find_nodes(output: Tensor) -> set[Node]:
     return seen
 
 
-def _last_stages(network: nn.Module) -> set[str]:
-    """Names that timm gives the last stage, in `network`'s terms."""
-    names = set()
+def _last_stages(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """What timm tells of the last stage, by its name in `network`'s terms."""
+    stages = {}
     for name, model in timm_models(network):
         info: Any = getattr(model, "feature_info", None)
         if info:
-            names.add(f"{name}.{info[-1]['module']}".lstrip("."))
-    return names
+            stages[f"{name}.{info[-1]['module']}".lstrip(".")] = info[-1]
+    return stages
 
 
 def _is_same_map(candidate: Candidate, chosen: Candidate) -> bool:
